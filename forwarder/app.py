@@ -1,0 +1,150 @@
+"""Composition root: settings to parts to the Celery app; the only place that knows them all."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from celery import Celery
+
+from forwarder.brokers.config import SPARE_CONNECTIONS, broker_config
+from forwarder.cloud.objects import S3ObjectStore
+from forwarder.cloud.per_process import PerProcess
+from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
+from forwarder.forwarding.forwarder import Forwarder
+from forwarder.forwarding.payload import ResultShape
+from forwarder.forwarding.ports import Hook
+from forwarder.forwarding.retry import RetryPolicy
+from forwarder.forwarding.task import TASK_NAMES, ForwardTask
+from forwarder.hooks.runner import HookRunner
+from forwarder.inference.client import InferenceClient
+from forwarder.settings.model import Settings
+from forwarder.telemetry.metrics import ProcessMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessParts:
+    """What one process needs to run tasks."""
+
+    forwarder: Forwarder
+    hooks: HookRunner
+    metrics: ProcessMetrics
+    inference: InferenceClient
+
+    def close(self) -> None:
+        """Close the connections of the hooks and of the inference client."""
+        self.hooks.close()
+        self.inference.close()
+
+
+class Composition:
+    """Everything that is made from the settings, each at its first use in a process.
+
+    Nothing here opens a connection or imports boto3 before it is used, so the
+    parent of prefork children makes none of what they must make themselves.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # One task holds at most one connection to each service; a prefork child runs one task.
+        self._per_process = settings.concurrency if settings.pool == "gevent" else 1
+        self.aws = PerProcess(AwsSession)
+        self.s3 = PerProcess(lambda: s3_client(self.aws.get(), max_pool_connections=self._per_process))
+        self.parts = PerProcess(self._build_parts)
+
+    def celery_app(self) -> Celery:
+        """Return the worker's Celery app with the task under each of its names."""
+        app = client_app(self._settings, s3=self.s3)
+        for name in TASK_NAMES:
+            app.register_task(ForwardTask(name=name, parts=self.parts.get))
+        return app
+
+    def close(self) -> None:
+        """Close what this process has opened; called once, when it stops."""
+        self.parts.if_made(lambda parts: parts.close())
+
+    def _build_parts(self) -> ProcessParts:
+        settings = self._settings
+        metrics = ProcessMetrics()
+        inference = InferenceClient(
+            url=settings.predict_url,
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s or settings.task_timeout_s,
+            total_timeout_s=settings.task_timeout_s,
+            response_bytes_max=settings.response_bytes_max,
+            idle_max=self._per_process,
+        )
+        forwarder = Forwarder(
+            server=inference,
+            objects=S3ObjectStore(client=self.s3.get),
+            metrics=metrics,
+            shape=ResultShape(
+                wrap=settings.wrap_response,
+                status_in_body=settings.status_in_body,
+                as_string=settings.serialize_results_as_string,
+            ),
+            policy=RetryPolicy(slot_budget_s=settings.retry_slot_s, max_retries=settings.max_retries),
+            unwrap=settings.unwrap_payload,
+            body_bytes_max=settings.response_bytes_max,
+            now=partial(datetime.now, UTC),
+            sleep=time.sleep,
+            uniform=random.uniform,
+        )
+        hooks = HookRunner(hooks=[self._hook(name, metrics) for name in settings.hooks], metrics=metrics)
+        return ProcessParts(forwarder, hooks, metrics, inference)
+
+    def _hook(self, name: str, metrics: ProcessMetrics) -> Hook:
+        raise NotImplementedError(name)
+
+
+def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Celery:
+    """Return a Celery app that reaches the broker and the results, without the task.
+
+    What ``submit`` and ``result`` use, and the base of the worker's app.
+    """
+    if s3 is None:
+        s3 = PerProcess(lambda: s3_client(AwsSession(), max_pool_connections=1))
+    app = Celery("forwarder", set_as_current=False)
+    app.conf.update(
+        **broker_config(settings),
+        **_result_config(settings, s3),
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_track_started=settings.track_started,
+        task_create_missing_queues=False,
+        worker_prefetch_multiplier=1,
+        worker_consumer="forwarder.brokers.consumer:ForwarderConsumer",
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Celery gives a new child 4 s to report; fifty of them starting on one core need more.
+        worker_proc_alive_timeout=60.0,
+        # A lost connection already requeues; running copies are dealt with by the
+        # result being written before the ack.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    return app
+
+
+def _result_config(settings: Settings, s3: PerProcess[Any]) -> dict[str, Any]:
+    backend = "forwarder.results.redis:RedisBackend"
+    if settings.result_backend.startswith("s3://"):
+        backend = "forwarder.results.s3:S3Backend"
+    return {
+        "result_backend": f"{backend}+{settings.result_backend}",
+        "result_expires": settings.result_expires_s,
+        # One backend per process. Stock Celery keeps one per thread, which under
+        # gevent is one per task.
+        "result_backend_thread_safe": True,
+        "result_backend_transport_options": {"client": s3.get},
+        "redis_max_connections": settings.concurrency + SPARE_CONNECTIONS,
+        "redis_socket_keepalive": True,
+        "redis_retry_on_timeout": True,
+        "redis_backend_health_check_interval": 25,
+    }

@@ -1,0 +1,162 @@
+"""The use case: one task from its payload to its result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from forwarder.forwarding.errors import Expired, ForwarderError, InferenceBusy, InvalidPayload
+from forwarder.forwarding.payload import (
+    Payload,
+    ResultShape,
+    decode_answer,
+    encode_body,
+    parse_arrival,
+    parse_expires,
+    parse_payload,
+)
+from forwarder.forwarding.ports import Answer, InferenceServer, Metrics, ObjectStore
+from forwarder.forwarding.retry import Action, RetryPolicy
+
+log = logging.getLogger(__name__)
+
+#: Too many requests, service unavailable, and "overloaded" as some servers say it.
+BUSY_STATUSES = frozenset({429, 503, 529})
+
+#: A server that asks for a longer pause than this is not believed.
+RETRY_AFTER_MAX_S = 3600.0
+
+
+class GoBack(Exception):
+    """The task must go back to the queue; ``error`` says why. Not a failure."""
+
+    def __init__(self, error: ForwarderError) -> None:
+        super().__init__(error.code)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCall:
+    """One delivery of one task, as its message tells it.
+
+    ``expires`` is still as the producer wrote it. ``retries`` counts how often
+    the task went back to the queue before. ``headers`` go to the inference server.
+    """
+
+    task_id: str
+    payload: object = field(repr=False)
+    expires: object = None
+    retries: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarder:
+    """Sends tasks to the inference server and makes results of its answers.
+
+    ``now`` returns an aware UTC datetime; ``sleep`` takes seconds;
+    ``uniform(a, b)`` draws the jitter. ``body_bytes_max`` bounds a body that is
+    read by reference.
+    """
+
+    server: InferenceServer
+    objects: ObjectStore
+    metrics: Metrics
+    shape: ResultShape
+    policy: RetryPolicy
+    unwrap: bool
+    body_bytes_max: int
+    now: Callable[[], datetime]
+    sleep: Callable[[float], None]
+    uniform: Callable[[float, float], float]
+
+    def forward(self, call: TaskCall) -> Any:
+        """Return the task's result (contract section 4).
+
+        Blocks for the inference call and the waits between tries. Raises a
+        ForwarderError when the task failed for good, GoBack when it should be
+        tried from the queue again.
+        """
+        expires = parse_expires(call.expires)
+        self._refuse_if_expired(expires)
+        payload = parse_payload(call.payload, unwrap=self.unwrap)
+        body = self._body(payload)
+        answer = self._ask(call, body, expires)
+        return self._result(payload, answer)
+
+    def waited_s(self, arrival: object) -> float | None:
+        """Return the seconds since the arrival time that the producer wrote, None when it can't be told."""
+        now = self.now()
+        moment = parse_arrival(arrival, now=now)
+        return None if moment is None else (now - moment).total_seconds()
+
+    def _ask(self, call: TaskCall, body: bytes, expires: datetime | None) -> Answer:
+        """Try until there is an answer that is not "busy", as the policy decides."""
+        attempt, waited_s = 0, 0.0
+        while True:
+            try:
+                answer = self.server.predict(body, headers=call.headers)
+                self.metrics.observe("forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status))
+                if answer.status not in BUSY_STATUSES:
+                    return answer
+                raise InferenceBusy(
+                    f"the inference server is busy (HTTP {answer.status})",
+                    retry_after_s=parse_retry_after(answer.headers.get("retry-after"), now=self.now()),
+                )
+            except ForwarderError as error:
+                decision = self.policy.decide(
+                    error, attempt=attempt, waited_s=waited_s, retries=call.retries, uniform=self.uniform
+                )
+                if decision.action is Action.FAIL:
+                    raise
+                failed = error
+            log.info(
+                "inference_retry task_id=%s code=%s attempt=%d action=%s wait_s=%.2f",
+                call.task_id, failed.code, attempt + 1, decision.action.value, decision.wait_s,
+            )  # fmt: skip
+            self.sleep(decision.wait_s)
+            self._refuse_if_expired(expires)
+            if decision.action is Action.GO_BACK:
+                raise GoBack(failed)
+            attempt += 1
+            waited_s += decision.wait_s
+
+    def _body(self, payload: Payload) -> bytes:
+        if payload.url is None:
+            return encode_body(payload.body)
+        if not payload.url.startswith("s3://"):
+            raise InvalidPayload("payload key 'url' must be an s3:// URL: no https host is allowed")
+        return self.objects.read(payload.url, max_bytes=self.body_bytes_max)
+
+    def _result(self, payload: Payload, answer: Answer) -> Any:
+        if payload.destination_path is None or answer.status >= 400:
+            return self.shape.build(decode_answer(answer), answer.status)
+        self.objects.write(payload.destination_path, answer.body)
+        return self.shape.build({"destination_path": payload.destination_path}, answer.status)
+
+    def _refuse_if_expired(self, expires: datetime | None) -> None:
+        if expires is not None and self.now() >= expires:
+            raise Expired(f"the task expired at {expires.isoformat()}")
+
+
+def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
+    """Return a Retry-After header in seconds (0 to 3,600), None when absent or unreadable.
+
+    Both forms of RFC 9110 section 10.2.3 are read: seconds and an HTTP date.
+    """
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), RETRY_AFTER_MAX_S)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        moment = parsedate_to_datetime(text)
+        delay_s = (moment - now).total_seconds()
+    except (ValueError, TypeError):
+        return None
+    return min(max(delay_s, 0.0), RETRY_AFTER_MAX_S)

@@ -1,0 +1,88 @@
+"""What forwarding needs from the outside world, stated as small interfaces.
+
+Adapters (inference, hooks, cloud, telemetry) satisfy these by shape; they are
+put together in :mod:`forwarder.app` and never import each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One complete HTTP answer of the inference server.
+
+    ``body`` is the undecoded body, at most the configured number of bytes.
+    ``headers`` has lower-case names. ``elapsed_s`` runs from the first byte sent
+    to the last byte read.
+    """
+
+    status: int
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    elapsed_s: float
+
+
+class InferenceServer(Protocol):
+    """The HTTP server on localhost that owns the GPU."""
+
+    def predict(self, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+        """Send one request and return its answer, whatever its status.
+
+        Blocks (under gevent: the greenlet only) for at most the total deadline.
+        Raises InferenceUnreachable, InferenceTimeout or ResponseTooLarge.
+        """
+
+
+class ObjectStore(Protocol):
+    """Bodies by reference: ``s3://bucket/key``."""
+
+    def read(self, url: str, *, max_bytes: int) -> bytes:
+        """Return the object's bytes. Blocks. Raises InvalidPayload or InputUnavailable."""
+
+    def write(self, url: str, body: bytes) -> None:
+        """Store the bytes under the URL. Blocks. Raises InvalidPayload or OutputUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What hooks are told about a task whose result has been stored.
+
+    ``payload`` is the task's first argument as it arrived. ``response`` is the
+    stored result (contract section 4); for a failed task it is the error object
+    ``{"error", "error_metadata", "code"}``. Neither appears in ``repr``.
+    """
+
+    task_id: str
+    payload: Any = field(repr=False)
+    response: Any = field(repr=False)
+    succeeded: bool
+
+
+class Hook(Protocol):
+    """Something that runs once per task, after its result is durable."""
+
+    name: str
+
+    def deliver(self, completion: Completion) -> bool:
+        """Deliver one completion; return False when this task needs nothing from the hook.
+
+        Blocks until delivered. Any exception counts as a failed hook; it is
+        logged and counted and never reaches the task.
+        """
+
+    def close(self) -> None:
+        """Release connections. Called once, when the process stops."""
+
+
+class Metrics(Protocol):
+    """Counters and histograms, named as in contract section 6."""
+
+    def count(self, name: str, value: int = 1, /, **labels: str) -> None:
+        """Add to a counter. Never blocks, never raises."""
+
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
+        """Record one measurement (seconds or bytes, as the name says)."""

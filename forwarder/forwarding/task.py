@@ -1,0 +1,158 @@
+"""Celery's side of a task: message in, use case, result out, hooks after the commit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+from celery import Task
+from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
+
+from forwarder.forwarding.errors import ForwarderError, InternalError, InvalidPayload
+from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall
+from forwarder.forwarding.ports import Completion, Metrics
+
+log = logging.getLogger(__name__)
+
+#: The names under which producers send the one task: ours and the ancestor's.
+TASK_NAMES = (
+    "forwarder.forward",
+    "ml_serve.celery_service.exec_func",
+    "hosted_model_inference.inference.async_inference.tasks.predict",
+)
+
+
+class HookRunner(Protocol):
+    """Runs every hook; never raises."""
+
+    def run(self, completion: Completion) -> None:
+        """Run the hooks for one stored result. Blocks until they are done."""
+
+
+class Parts(Protocol):
+    """What a process needs to run tasks; built once per process, after the fork."""
+
+    @property
+    def forwarder(self) -> Forwarder: ...
+    @property
+    def hooks(self) -> HookRunner: ...
+    @property
+    def metrics(self) -> Metrics: ...
+
+
+class ForwardRequest(Request):  # type: ignore[misc]  # celery has no type information
+    """Celery's request, which leaves expiry to the use case.
+
+    Celery turns an expired task into REVOKED as it is received. Here it ends as
+    every task does: a FAILURE with a code, a hook record, a log line; and a task
+    that expires while it waits for a busy server is caught too.
+    """
+
+    def maybe_expire(self) -> bool:
+        """Return False: see :meth:`Forwarder.forward`."""
+        return False
+
+
+class ForwardTask(Task):  # type: ignore[misc]  # celery has no type information
+    """The one task, registered under each of its names."""
+
+    Request = f"{__name__}:ForwardRequest"
+    # Logged in one line as an expected outcome, without a traceback.
+    throws = (ForwarderError,)
+    # Celery would put the response's repr into its log and its events.
+    resultrepr_maxsize = 0
+
+    def __init__(self, *, name: str, parts: Callable[[], Parts]) -> None:
+        self.name = name
+        self._parts = parts
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward one task. Raises ForwarderError for a failure, Celery's own for the rest."""
+        request = self.request
+        try:
+            return self._parts().forwarder.forward(_call(request, args, kwargs))
+        except ForwarderError:
+            raise
+        except GoBack as back:
+            return self._go_back(back.error)
+        except Exception as error:
+            # The text of a foreign exception may quote the payload: its class and
+            # the frame are enough to find the bug.
+            log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
+            raise InternalError(f"internal error: {type(error).__name__}") from None
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Run the hooks. Celery calls this after the result is stored, before the ack."""
+        self._finish("success", Completion(task_id, _payload(args, kwargs), retval, succeeded=True), args, kwargs)
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Run the hooks for a failed task, likewise after the store."""
+        error = exc if isinstance(exc, ForwarderError) else InternalError(f"internal error: {type(exc).__name__}")
+        completion = Completion(task_id, _payload(args, kwargs), error.to_dict(), succeeded=False)
+        self._finish(error.code, completion, args, kwargs)
+
+    def _finish(self, outcome: str, completion: Completion, args: Any, kwargs: Any) -> None:
+        parts = self._parts()
+        queue = _queue(self.request)
+        total_s = parts.forwarder.waited_s(args[1] if len(args) > 1 else kwargs.get("arrival_timestamp"))
+        parts.metrics.count("forwarder_tasks_total", queue=queue, outcome=outcome)
+        if total_s is not None:
+            parts.metrics.observe("forwarder_task_seconds", total_s, queue=queue)
+        log.info(
+            "task_done task_id=%s queue=%s outcome=%s retries=%d total_s=%s",
+            completion.task_id, queue, outcome, self.request.retries or 0,
+            "unknown" if total_s is None else f"{total_s:.3f}",
+        )  # fmt: skip
+        parts.hooks.run(completion)
+
+    def _go_back(self, error: ForwarderError) -> NoReturn:
+        """Publish the task again, one retry older, and let the old message be acked.
+
+        Not ``Task.retry``: it rejects the message for good when publishing
+        fails, and stores RETRY after publishing, over the result of whoever was
+        quicker. Always raises.
+        """
+        request = self.request
+        self._parts().metrics.count("forwarder_tasks_total", queue=_queue(request), outcome="requeued")
+        try:
+            self.backend.mark_as_retry(request.id, error, request=request)
+            self.signature_from_request(request, retries=(request.retries or 0) + 1).apply_async()
+        except Exception as failure:
+            log.warning("go_back_failed task_id=%s error=%s", request.id, type(failure).__name__)
+            raise Reject(error.code, requeue=True) from None
+        raise Ignore
+
+
+def _call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskCall:
+    """Read the task's arguments: payload, arrival time, and what is ignored."""
+    ignored = max(0, len(args) - 2) + len(set(kwargs) - {"payload", "arrival_timestamp"})
+    if ignored:
+        log.warning("arguments_ignored task_id=%s number=%d", request.id, ignored)
+    if not args and "payload" not in kwargs:
+        raise InvalidPayload("the task has no payload: it is the first positional argument")
+    return TaskCall(
+        task_id=request.id,
+        payload=_payload(args, kwargs),
+        expires=request.expires,
+        retries=request.retries or 0,
+    )
+
+
+def _payload(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("payload")
+
+
+def _queue(request: Any) -> str:
+    return str((request.delivery_info or {}).get("routing_key") or "")
+
+
+def _where(error: BaseException) -> str:
+    """Return the innermost frame as ``file:line``."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return "unknown"
+    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"

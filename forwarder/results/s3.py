@@ -1,0 +1,60 @@
+"""Results in S3: one PUT with a checksum per state, through one shared client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from forwarder.results.single_write import SingleWriteBackend
+
+
+class S3Backend(SingleWriteBackend):
+    """Stores each result as ``<prefix>celery-task-meta-<task id>``, as Celery's S3 backend does.
+
+    The URL is ``s3://bucket/prefix``. The client comes from the app's
+    ``result_backend_transport_options["client"]``, a callable that returns this
+    process's shared boto3 S3 client. Objects do not expire by themselves: set a
+    lifecycle rule on the prefix.
+    """
+
+    #: Largest object of one PUT:
+    #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
+    value_bytes_max = 5 * 1024**3
+
+    def __init__(self, url: str, **kwargs: Any) -> None:
+        super().__init__(url=url, **kwargs)
+        parts = urlsplit(url)
+        self._bucket = parts.netloc
+        self._prefix = parts.path.lstrip("/")
+        options = self.app.conf.result_backend_transport_options
+        self._client: Callable[[], Any] = options["client"]
+
+    def get(self, key: str | bytes) -> str | None:
+        """Return the stored text, None when there is none. Blocks for one GET."""
+        client = self._client()
+        try:
+            response = client.get_object(Bucket=self._bucket, Key=self._path(key))
+        except client.exceptions.NoSuchKey:
+            return None
+        return str(response["Body"].read().decode())
+
+    def set(self, key: str | bytes, value: str | bytes) -> None:
+        """Store the text. Blocks for one PUT; raises botocore's errors.
+
+        CRC-32 is what S3 verifies on arrival and what costs the least CPU here.
+        """
+        self._client().put_object(
+            Bucket=self._bucket,
+            Key=self._path(key),
+            Body=value if isinstance(value, bytes) else value.encode(),
+            ContentType="application/json",
+            ChecksumAlgorithm="CRC32",
+        )
+
+    def delete(self, key: str | bytes) -> None:
+        """Remove the object. Blocks for one DELETE."""
+        self._client().delete_object(Bucket=self._bucket, Key=self._path(key))
+
+    def _path(self, key: str | bytes) -> str:
+        return self._prefix + (key.decode() if isinstance(key, bytes) else key)

@@ -1,0 +1,80 @@
+"""What both result backends share: one write per state, no read before it, errors with codes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from celery.backends.base import KeyValueStoreBackend
+from celery.exceptions import CeleryError
+from kombu.exceptions import EncodeError
+
+from forwarder.forwarding.errors import ForwarderError, InternalError, InvalidResponse, ResultTooLarge
+
+
+class SingleWriteBackend(KeyValueStoreBackend):
+    """A key-value backend that stores what it is given, in one write.
+
+    Celery's own ``_store_result`` reads the stored value first, so as not to
+    overwrite a SUCCESS after a network partition: a round trip per state. Here
+    only the delivery that runs a task writes its result, and it does so before
+    the ack. See ``docs/decisions/0002-results-are-written-once.md``.
+    """
+
+    #: Largest value in bytes that the store takes.
+    value_bytes_max: int
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        """Store a state; the traceback is dropped, it is for the worker's log.
+
+        Blocks for one round trip. Raises what the store's client raises.
+        """
+        return super().store_result(task_id, result, state, traceback=None, request=request, **kwargs)
+
+    def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> dict[str, Any]:
+        """Return the failure as Celery stores it, with the error object under ``custom``."""
+        if isinstance(exc, CeleryError):  # a revoke or a retry: Celery's own words
+            return cast(dict[str, Any], super().prepare_exception(exc, serializer))
+        error = as_forwarder_error(exc)
+        return {
+            "exc_type": type(error).__name__,
+            "exc_message": [str(error)],
+            "exc_module": type(error).__module__,
+            "custom": error.to_custom(),
+        }
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
+    ) -> Any:
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
+        try:
+            value = self.encode(meta)
+        except RecursionError:
+            # As an EncodeError it becomes this task's failure; anything else would
+            # look like trouble with the store.
+            raise EncodeError("the result is nested too deeply") from None
+        size_bytes = len(value) if isinstance(value, bytes) else len(value.encode())
+        if size_bytes > self.value_bytes_max:
+            raise _TooLarge(f"the result of {size_bytes} bytes passes the store's limit of {self.value_bytes_max}")
+        self._set_with_state(self.get_key_for_task(task_id), value, state)
+        return result
+
+
+class _TooLarge(EncodeError):
+    """Celery turns an EncodeError of the store into the task's failure."""
+
+
+def as_forwarder_error(exc: BaseException) -> ForwarderError:
+    """Return the error that a result may carry for ``exc``.
+
+    The text of a foreign exception may quote the payload, so only its class is told.
+    """
+    if isinstance(exc, ForwarderError):
+        return exc
+    if isinstance(exc, _TooLarge):
+        return ResultTooLarge(str(exc))
+    if isinstance(exc, EncodeError):
+        return InvalidResponse("the response can't be stored as JSON")
+    return InternalError(f"internal error: {type(exc).__name__}")

@@ -1,0 +1,37 @@
+"""How the worker writes its log: one line an event, ``name key=value``, on standard error."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+
+#: Celery and kombu lines that come once per task, some of them with parts of
+#: the payload or the response. The worker writes its own line per task.
+QUIETED = (
+    "celery.app.trace",
+    "celery.worker.strategy",
+    "celery.worker.request",
+    "botocore",
+    "boto3",
+    "s3transfer",
+    "urllib3",
+)
+
+
+def configure(level: str) -> None:
+    """Set the root logger up. Called once a process, before Celery starts."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "line": {
+                    "format": "%(asctime)s.%(msecs)03d %(levelname)s %(process)d %(name)s: %(message)s",
+                    "datefmt": "%Y-%m-%dT%H:%M:%S",
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "root": {"level": level, "handlers": ["stderr"]},
+            "loggers": {name: {"level": "WARNING"} for name in QUIETED},
+        }
+    )

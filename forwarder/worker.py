@@ -1,0 +1,89 @@
+"""The worker's life: check, wait for the inference server, consume, stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from functools import partial
+from types import FrameType
+
+from forwarder import __version__, pool
+from forwarder.inference import readiness
+from forwarder.settings.model import Settings
+from forwarder.telemetry import logs
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Run the worker until it is told to stop; return the process's exit code.
+
+    Blocks for the life of the worker. SIGTERM ends it with 0 once the tasks in
+    flight are done, or at once while it still waits for the inference server.
+    Raises PoolError when the patch does not fit the pool.
+    """
+    pool.verify(settings.pool)
+    logs.configure(settings.log_level)
+    log.info(
+        "worker_start version=%s pool=%s concurrency=%d queues=%s broker=%s",
+        __version__, settings.pool, settings.concurrency, ",".join(settings.queues), settings.broker_kind,
+    )  # fmt: skip
+    try:
+        _wait_for_inference(settings)
+    except _Stopped:
+        log.info("worker_stopped before consuming")
+        return 0
+    return _consume(settings)
+
+
+class _Stopped(Exception):
+    """SIGTERM or SIGINT arrived before there was a worker to stop."""
+
+
+def _wait_for_inference(settings: Settings) -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        readiness.wait_until_ready(partial(readiness.probe, settings.health_url), url=settings.health_url)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _consume(settings: Settings) -> int:
+    # Here and not above: importing Celery and the brokers takes longer than all
+    # the rest, and a worker that waits for its model need not hold it in memory.
+    from celery import signals
+
+    from forwarder.app import Composition
+
+    composition = Composition(settings)
+    app = composition.celery_app()
+    # Celery then leaves the log to logs.configure.
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    signals.worker_process_shutdown.connect(lambda **_: composition.close(), weak=False)
+    worker = app.Worker(
+        hostname=f"forwarder-{os.getpid()}@{socket.gethostname()}",
+        pool=settings.pool,
+        concurrency=settings.concurrency,
+        max_tasks_per_child=settings.max_tasks_per_child if settings.pool == "prefork" else None,
+        optimization="fair",
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+        loglevel=settings.log_level,
+    )
+    try:
+        worker.start()
+    finally:
+        composition.close()
+    log.info("worker_stopped exit_code=%s", worker.exitcode)
+    return int(worker.exitcode or 0)
+
+
+def _keep_logging(**_: object) -> None:
+    """Receive ``setup_logging``; that somebody listens is all that Celery asks."""
