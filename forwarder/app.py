@@ -14,13 +14,19 @@ from celery import Celery
 from forwarder.brokers.config import SPARE_CONNECTIONS, broker_config
 from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
+from forwarder.cloud.refreshing import RefreshingClient
 from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
 from forwarder.forwarding.forwarder import Forwarder
 from forwarder.forwarding.payload import ResultShape
 from forwarder.forwarding.ports import Hook
 from forwarder.forwarding.retry import RetryPolicy
 from forwarder.forwarding.task import TASK_NAMES, ForwardTask
+from forwarder.hooks.addresses import AddressGuard
+from forwarder.hooks.callback import CallbackHook
+from forwarder.hooks.callback_http import CallbackPoster
+from forwarder.hooks.logging import FirehoseHook
 from forwarder.hooks.runner import HookRunner
+from forwarder.hooks.signing import Signer
 from forwarder.inference.client import InferenceClient
 from forwarder.settings.model import Settings
 from forwarder.telemetry.metrics import ProcessMetrics
@@ -98,7 +104,29 @@ class Composition:
         return ProcessParts(forwarder, hooks, metrics, inference)
 
     def _hook(self, name: str, metrics: ProcessMetrics) -> Hook:
-        raise NotImplementedError(name)
+        return self._firehose_hook(metrics) if name == "logging" else self._callback_hook()
+
+    def _firehose_hook(self, metrics: ProcessMetrics) -> Hook:
+        settings = self._settings
+        build = firehose_client_builder(
+            session=self.aws.get(),
+            role_arn=settings.firehose_role_arn,
+            max_pool_connections=settings.firehose_max_pool_connections,
+        )
+        clients = RefreshingClient(service="firehose", build=build, metrics=metrics)
+        return FirehoseHook(
+            clients=clients, stream=settings.firehose_stream or "", endpoint=settings.endpoint
+        )
+
+    def _callback_hook(self) -> Hook:
+        settings = self._settings
+        return CallbackHook(
+            poster=CallbackPoster(connections_max=self._per_process),
+            default_url=settings.callback_url,
+            guard=AddressGuard(settings.callback_allow),
+            signer=Signer(settings.callback_secret) if settings.callback_secret else None,
+            endpoint=settings.endpoint,
+        )
 
 
 def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Celery:

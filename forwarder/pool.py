@@ -108,7 +108,9 @@ def _pool_in_file(path: Path) -> str | None:
             import yaml  # JSON is YAML
 
             content = yaml.safe_load(text)
-    except Exception:  # unreadable or malformed: reported with its reason when settings are resolved
+    except Exception:  # noqa: BLE001 - unreadable or malformed: resolving the settings says why
         return None
-    pool = content.get("pool") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or "forwarder" in content:  # the ancestor's file has no pool
+        return None
+    pool = content.get("pool")
     return pool if isinstance(pool, str) else None

@@ -9,7 +9,7 @@ from kombu import Queue
 from kombu.transport import pyamqp
 
 
-class AdoptedQueue(Queue):  # type: ignore[misc]  # kombu has no type information
+class AdoptedQueue(Queue):
     """A queue that is consumed with whatever arguments it was created with.
 
     RabbitMQ closes the channel (406 PRECONDITION_FAILED) when a queue is
@@ -20,7 +20,7 @@ class AdoptedQueue(Queue):  # type: ignore[misc]  # kombu has no type informatio
 
     def declare(self, nowait: bool = False, channel: Any = None) -> str:
         """Declare the queue unless it exists. Blocks for one or two round trips."""
-        connection = (channel or self.channel).connection.client
+        connection = (channel or self.channel).connection.client  # type: ignore[union-attr]
         # A failed passive declare closes its channel, so it gets one of its own.
         probe = connection.channel()
         try:
@@ -32,7 +32,7 @@ class AdoptedQueue(Queue):  # type: ignore[misc]  # kombu has no type informatio
         return str(self.name)
 
 
-class AMQPTransport(pyamqp.Transport):  # type: ignore[misc]  # kombu has no type information
+class AMQPTransport(pyamqp.Transport):
     """kombu's transport with the prefetch count per consumer.
 
     Celery asks for a count that all consumers of the channel share, which

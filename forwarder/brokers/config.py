@@ -65,7 +65,9 @@ def _amqp(settings: Settings) -> dict[str, Any]:
     arguments = {"x-queue-type": "quorum"} if settings.queue_type == "quorum" else {}
     return {
         "broker_transport": "forwarder.brokers.amqp:AMQPTransport",
-        "task_queues": [AdoptedQueue(name, routing_key=name, queue_arguments=arguments) for name in settings.queues],
+        "task_queues": [
+            AdoptedQueue(name, routing_key=name, queue_arguments=arguments) for name in settings.queues
+        ],
         "broker_heartbeat": 30,
         # Publisher confirms: a task that goes back to the queue is acked only once
         # the broker has its new message.

@@ -26,7 +26,10 @@ class ForwarderConsumer(Consumer):
     wrong while one message is received ends with that message.
     """
 
-    def create_task_handler(self, promise: Callable[..., Any] = promise) -> Callable[[Any], Any]:
+    #: Set by Celery from the transport.
+    connection_errors: tuple[type[Exception], ...]
+
+    def create_task_handler(self, promise: type[promise] = promise) -> Callable[[Any], Any]:
         """Return the function that is called with each message."""
         handle = super().create_task_handler(promise)
 
@@ -35,7 +38,7 @@ class ForwarderConsumer(Consumer):
                 return handle(message)
             except self.connection_errors:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - one message must not end the worker
                 return self._refuse(message, InvalidMessage("the message can't be read as a task"), error)
 
         return handle_or_refuse
@@ -67,7 +70,7 @@ class ForwarderConsumer(Consumer):
         if task_id is not None:
             try:
                 self.app.backend.store_result(task_id, error, states.FAILURE)
-            except Exception as store_error:
+            except Exception as store_error:  # noqa: BLE001 - the message goes back whatever it was
                 log.error("result_store_failed task_id=%s error=%s", task_id, type(store_error).__name__)
                 if not message.acknowledged:
                     message.requeue()

@@ -14,7 +14,7 @@ import logging
 import uuid
 from typing import Any
 
-from kombu.transport import SQS as kombu_sqs
+from kombu.transport import SQS as kombu_sqs  # noqa: N811 - a module
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
@@ -29,7 +29,7 @@ class RedisMessage(virtual.Message):
             super().__init__(payload, channel=channel, **kwargs)
             # kombu reads both when it registers the message as unacked.
             self.delivery_info["exchange"], self.delivery_info["routing_key"]
-        except Exception:  # whatever shape the item has, it is not an envelope
+        except Exception:  # noqa: BLE001 - whatever shape the item has, it is not an envelope
             super().__init__(_empty_envelope(), channel=channel, **kwargs)
 
 
@@ -40,7 +40,7 @@ class RedisChannel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[misc]
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             log.warning("message_refused code=invalid_message reason=not_json error=%s", type(error).__name__)
             return True
@@ -57,9 +57,9 @@ class SQSChannel(kombu_sqs.Channel):
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
         try:
-            return super()._message_to_python(message, queue_name, q_url)
-        except Exception:
-            return self._envelope_payload({}, "", message, q_url)
+            return super()._message_to_python(message, queue_name, q_url)  # type: ignore[misc]
+        except Exception:  # noqa: BLE001 - likewise
+            return self._envelope_payload({}, "", message, q_url)  # type: ignore[attr-defined]
 
 
 class SQSTransport(kombu_sqs.Transport):

@@ -99,7 +99,9 @@ class Forwarder:
         while True:
             try:
                 answer = self.server.predict(body, headers=call.headers)
-                self.metrics.observe("forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status))
+                self.metrics.observe(
+                    "forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status)
+                )
                 if answer.status not in BUSY_STATUSES:
                     return answer
                 raise InferenceBusy(

@@ -42,7 +42,7 @@ class Parts(Protocol):
     def metrics(self) -> Metrics: ...
 
 
-class ForwardRequest(Request):  # type: ignore[misc]  # celery has no type information
+class ForwardRequest(Request):
     """Celery's request, which leaves expiry to the use case.
 
     Celery turns an expired task into REVOKED as it is received. Here it ends as
@@ -50,12 +50,11 @@ class ForwardRequest(Request):  # type: ignore[misc]  # celery has no type infor
     that expires while it waits for a busy server is caught too.
     """
 
-    def maybe_expire(self) -> bool:
-        """Return False: see :meth:`Forwarder.forward`."""
-        return False
+    def maybe_expire(self) -> None:
+        """Never expire here: :meth:`Forwarder.forward` does."""
 
 
-class ForwardTask(Task):  # type: ignore[misc]  # celery has no type information
+class ForwardTask(Task[..., Any]):
     """The one task, registered under each of its names."""
 
     Request = f"{__name__}:ForwardRequest"
@@ -77,7 +76,7 @@ class ForwardTask(Task):  # type: ignore[misc]  # celery has no type information
             raise
         except GoBack as back:
             return self._go_back(back.error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a bug ends one task, not its slot
             # The text of a foreign exception may quote the payload: its class and
             # the frame are enough to find the bug.
             log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
@@ -85,11 +84,15 @@ class ForwardTask(Task):  # type: ignore[misc]  # celery has no type information
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
-        self._finish("success", Completion(task_id, _payload(args, kwargs), retval, succeeded=True), args, kwargs)
+        self._finish(
+            "success", Completion(task_id, _payload(args, kwargs), retval, succeeded=True), args, kwargs
+        )
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Run the hooks for a failed task, likewise after the store."""
-        error = exc if isinstance(exc, ForwarderError) else InternalError(f"internal error: {type(exc).__name__}")
+        error = (
+            exc if isinstance(exc, ForwarderError) else InternalError(f"internal error: {type(exc).__name__}")
+        )
         completion = Completion(task_id, _payload(args, kwargs), error.to_dict(), succeeded=False)
         self._finish(error.code, completion, args, kwargs)
 
@@ -117,9 +120,9 @@ class ForwardTask(Task):  # type: ignore[misc]  # celery has no type information
         request = self.request
         self._parts().metrics.count("forwarder_tasks_total", queue=_queue(request), outcome="requeued")
         try:
-            self.backend.mark_as_retry(request.id, error, request=request)
+            self.backend.mark_as_retry(str(request.id), error, request=request)
             self.signature_from_request(request, retries=(request.retries or 0) + 1).apply_async()
-        except Exception as failure:
+        except Exception as failure:  # noqa: BLE001 - the message goes back whatever it was
             log.warning("go_back_failed task_id=%s error=%s", request.id, type(failure).__name__)
             raise Reject(error.code, requeue=True) from None
         raise Ignore

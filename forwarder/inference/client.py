@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ssl
 import time
@@ -76,17 +77,20 @@ class InferenceClient:
                 _connect(connection)
             sock = cast(DeadlineSocket, connection.sock)
             sock.arm(deadline=deadline, read_timeout_s=self._read_timeout_s)
-            try:
-                connection.request("POST", self._target, body, {"Content-Type": "application/json", **headers})
-            except BrokenPipeError:
-                pass  # the server may have answered "busy" without reading the body
+            # A broken pipe may be a server that answered "busy" without reading the body.
+            with contextlib.suppress(BrokenPipeError):
+                connection.request(
+                    "POST", self._target, body, {"Content-Type": "application/json", **headers}
+                )
             response = connection.getresponse()
             content = self._read(response)
             done = not response.will_close
         except TimeoutError:
             raise self._timeout(deadline) from None
         except http.client.RemoteDisconnected:
-            raise InferenceUnreachable("the inference server closed the connection before answering") from None
+            raise InferenceUnreachable(
+                "the inference server closed the connection before answering"
+            ) from None
         except http.client.IncompleteRead:
             raise InferenceUnreachable("the inference server's answer broke off") from None
         except (http.client.HTTPException, ValueError):
@@ -152,7 +156,7 @@ class _Deadlined(http.client.HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        self.sock = DeadlineSocket(self.sock, self.monotonic)  # type: ignore[assignment]  # by shape
+        self.sock = DeadlineSocket(self.sock, self.monotonic)
 
 
 class _Connection(_Deadlined):

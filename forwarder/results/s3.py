@@ -27,7 +27,7 @@ class S3Backend(SingleWriteBackend):
         parts = urlsplit(url)
         self._bucket = parts.netloc
         self._prefix = parts.path.lstrip("/")
-        options = self.app.conf.result_backend_transport_options
+        options = self.app.conf.result_backend_transport_options  # type: ignore[attr-defined]
         self._client: Callable[[], Any] = options["client"]
 
     def get(self, key: str | bytes) -> str | None:

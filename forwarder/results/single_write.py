@@ -47,18 +47,22 @@ class SingleWriteBackend(KeyValueStoreBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta = self._get_result_meta(  # type: ignore[attr-defined]
+            result=result, state=state, traceback=traceback, request=request
+        )
         meta["task_id"] = task_id
         try:
-            value = self.encode(meta)
+            value = cast(str, self.encode(meta))
         except RecursionError:
             # As an EncodeError it becomes this task's failure; anything else would
             # look like trouble with the store.
             raise EncodeError("the result is nested too deeply") from None
-        size_bytes = len(value) if isinstance(value, bytes) else len(value.encode())
+        size_bytes = len(value.encode())
         if size_bytes > self.value_bytes_max:
-            raise _TooLarge(f"the result of {size_bytes} bytes passes the store's limit of {self.value_bytes_max}")
-        self._set_with_state(self.get_key_for_task(task_id), value, state)
+            raise _TooLarge(
+                f"the result of {size_bytes} bytes passes the store's limit of {self.value_bytes_max}"
+            )
+        self._set_with_state(self.get_key_for_task(task_id), value, state)  # type: ignore[attr-defined]
         return result
 
 

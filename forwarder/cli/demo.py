@@ -1,0 +1,67 @@
+"""``demo``: the whole path on one machine, with an account of every task."""
+
+from __future__ import annotations
+
+import signal
+from importlib.util import find_spec
+from types import FrameType
+from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+import click
+
+NEEDED = ("boto3", "moto", "psutil", "rich")
+
+
+@click.command()
+@click.option("--pool", type=click.Choice(["prefork", "gevent"]), default="prefork", show_default=True)
+@click.option(
+    "--tasks",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Tasks on each of the two ways.",
+)
+@click.option("--predict-url", help="Your own model server instead of the sample one.")
+@click.option("--health-url", help="Its readiness route.  [default: /readyz beside the predict URL]")
+def demo(pool: str, tasks: int, predict_url: str | None, health_url: str | None) -> int:
+    """Send tasks through a real broker, worker and model server, and account for every one.
+
+    Starts everything it needs on 127.0.0.1 and leaves nothing behind. Tasks go
+    through Redis first, then as many through SQS with results in S3.
+    """
+    if absent := [name for name in NEEDED if find_spec(name) is None]:
+        raise click.ClickException(f"the demo needs {', '.join(absent)}: pip install 'forwarder[demo]'")
+    from rich.console import Console
+
+    from forwarder.demo.run import Demo, Inference
+    from forwarder.demo.screen import Screen
+    from forwarder.testing.processes import StartFailed
+    from forwarder.testing.services import NotInstalled
+
+    inference = None
+    if predict_url is not None:
+        inference = Inference(
+            predict_url=predict_url, health_url=health_url or _beside(predict_url), is_sample=False
+        )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
+    screen = Screen(Console())
+    try:
+        account = Demo(pool=pool, tasks=tasks, inference=inference, screen=screen).run()
+    except (NotInstalled, StartFailed) as error:
+        raise click.ClickException(str(error)) from None
+    screen.plain("")
+    for complaint in account.complaints():
+        screen.plain(f"missing or wrong: {complaint}", style="red")
+    screen.plain(account.summary())
+    return 0 if account.balanced else 1
+
+
+def _beside(predict_url: str) -> str:
+    return urlunsplit(urlsplit(predict_url)._replace(path="/readyz", query="", fragment=""))
+
+
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """End as on Ctrl-C, so that everything that was started is stopped."""
+    raise KeyboardInterrupt

@@ -1,0 +1,40 @@
+"""Signatures after Standard Webhooks, so that a receiver knows who called.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of every secret, and no secret
+SECRET_BYTES_MIN = 24
+
+
+class Signer:
+    """Signs webhook bodies with one symmetric secret (``whsec_`` and base64).
+
+    Raises ValueError, without the secret in it, for a secret of another form or
+    of fewer than 24 bytes.
+    """
+
+    def __init__(self, secret: str) -> None:
+        encoded = secret.removeprefix(SECRET_PREFIX).rstrip("=")
+        try:
+            self._key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+        except ValueError:
+            self._key = b""
+        if not secret.startswith(SECRET_PREFIX) or len(self._key) < SECRET_BYTES_MIN:
+            raise ValueError(f"expected {SECRET_PREFIX} and the base64 of at least {SECRET_BYTES_MIN} bytes")
+
+    def headers(self, *, message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
+        """Return the three headers; ``timestamp_s`` is the time of this try, since the epoch."""
+        signed = f"{message_id}.{timestamp_s}.".encode() + body
+        signature = base64.b64encode(hmac.new(self._key, signed, hashlib.sha256).digest()).decode()
+        return {
+            "webhook-id": message_id,
+            "webhook-timestamp": str(timestamp_s),
+            "webhook-signature": f"v1,{signature}",
+        }

@@ -1,0 +1,347 @@
+"""Every setting, once: field, flag, environment name, kind, meaning.
+
+The command line's options, ``--help``, ``.env.example`` and
+``docs/settings.md`` are all made from this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from forwarder.settings import kinds
+from forwarder.settings.redact import hidden, without_password
+from forwarder.settings.spec import Spec
+
+_WEEK_S = 7 * 24 * 3600
+_YEAR_S = 365 * 24 * 3600
+
+_BROKER = (
+    Spec(
+        "broker_url",
+        "--broker-url",
+        "FORWARDER_BROKER_URL",
+        kinds.BROKER_URL,
+        "Where tasks come from. With sqs:// the credentials, region and endpoint are AWS's own settings.",
+        redacted=without_password,
+    ),
+    Spec(
+        "result_backend",
+        "--result-backend",
+        "FORWARDER_RESULT_BACKEND",
+        kinds.RESULT_URL,
+        "Where results go.",
+        redacted=without_password,
+    ),
+    Spec(
+        "queues",
+        "--queue",
+        "FORWARDER_QUEUES",
+        kinds.QUEUES,
+        "Queues to take tasks from; the flag may be repeated.",
+    ),
+    Spec(
+        "queue_type",
+        "--queue-type",
+        "FORWARDER_QUEUE_TYPE",
+        kinds.choice("classic", "quorum"),
+        "Type of the RabbitMQ queues; without effect on other brokers.",
+    ),
+    Spec(
+        "sqs_url",
+        "--sqs-url",
+        "FORWARDER_SQS_QUEUE_URL",
+        kinds.SQS_QUEUE_URL,
+        "URL of the existing SQS queue; it is never created.",
+    ),
+    Spec(
+        "visibility_timeout_s",
+        "--visibility-timeout",
+        "FORWARDER_VISIBILITY_TIMEOUT_S",
+        kinds.whole_number(1, _WEEK_S),
+        "Seconds after which a task that was not acked is given to another worker (Redis).",
+    ),
+    Spec(
+        "result_expires_s",
+        "--result-expires",
+        "FORWARDER_RESULT_EXPIRES_S",
+        kinds.whole_number(1, _YEAR_S),
+        "Seconds for which Redis keeps a result. In S3 the bucket's life-cycle rules decide.",
+    ),
+    Spec(
+        "track_started",
+        "--track-started",
+        "FORWARDER_TRACK_STARTED",
+        kinds.BOOLEAN,
+        "Store the state STARTED when a task begins: one more write per task.",
+    ),
+    Spec(
+        "max_deliveries",
+        "--max-deliveries",
+        "FORWARDER_MAX_DELIVERIES",
+        kinds.whole_number(1, 1000),
+        "Number of deliveries without an outcome after which a task is put aside.",
+    ),
+)
+
+_POOL = (
+    Spec(
+        "pool",
+        "--pool",
+        "CELERY_WORKER_POOL",
+        kinds.choice("prefork", "gevent"),
+        "Processes (prefork) or greenlets (gevent).",
+    ),
+    Spec(
+        "concurrency",
+        "--concurrency",
+        "FORWARDER_CONCURRENCY",
+        kinds.whole_number(1, 10_000),
+        "Number of tasks worked on at the same time.",
+        other_flags=("--num-workers",),
+    ),
+    Spec(
+        "max_tasks_per_child",
+        "--max-tasks-per-child",
+        "CELERY_WORKER_MAX_TASKS_PER_CHILD",
+        kinds.whole_number(1, 1_000_000_000),
+        "Number of tasks after which a prefork process is replaced; a bad value counts as off.",
+        gentle=True,
+        default_words="off",
+    ),
+    Spec(
+        "drain_timeout_s",
+        "--drain-timeout",
+        "FORWARDER_DRAIN_TIMEOUT_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds that running tasks are given to finish when the worker is told to stop.",
+    ),
+    Spec(
+        "autoscale",
+        "--autoscale",
+        "FORWARDER_AUTOSCALE",
+        kinds.AUTOSCALE,
+        "Largest and smallest size of the pool.",
+        default_words="off",
+    ),
+    Spec(
+        "memory_limit_mb",
+        "--memory-limit-mb",
+        "FORWARDER_MEMORY_LIMIT_MB",
+        kinds.whole_number(1, 100_000_000),
+        "Memory in MB (2^20 bytes) that the worker may fill.",
+        other_environ=("CONTAINER_MEMORY_MB",),
+        default_words="the container's own limit",
+    ),
+    Spec(
+        "worker_rss_mb",
+        "--worker-rss-mb",
+        "FORWARDER_WORKER_RSS_MB",
+        kinds.whole_number(1, 100_000_000),
+        "Memory in MB (2^20 bytes) that one more prefork process needs.",
+        other_environ=("EST_WORKER_RSS_MB",),
+        default_words="measured",
+    ),
+)
+
+_INFERENCE = (
+    Spec(
+        "predict_url",
+        "--predict-url",
+        "FORWARDER_PREDICT_URL",
+        kinds.HTTP_URL,
+        "Where the inference server takes requests.",
+        redacted=without_password,
+    ),
+    Spec(
+        "health_url",
+        "--health-url",
+        "FORWARDER_HEALTH_URL",
+        kinds.HTTP_URL,
+        "Where the inference server tells that it is ready; no task is taken before.",
+        redacted=without_password,
+    ),
+    Spec(
+        "connect_timeout_s",
+        "--connect-timeout",
+        "FORWARDER_CONNECT_TIMEOUT_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds to wait for a connection to the inference server.",
+    ),
+    Spec(
+        "read_timeout_s",
+        "--read-timeout",
+        "FORWARDER_READ_TIMEOUT_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds to wait for the inference server's next bytes.",
+        default_words="as long as the task timeout",
+    ),
+    Spec(
+        "task_timeout_s",
+        "--task-timeout",
+        "FORWARDER_TASK_TIMEOUT_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds that one inference call may take in all; must be below the visibility timeout.",
+    ),
+    Spec(
+        "response_bytes_max",
+        "--response-bytes-max",
+        "FORWARDER_RESPONSE_BYTES_MAX",
+        kinds.whole_number(1, 2**32),
+        "Bytes that the inference server's answer may have.",
+    ),
+    Spec(
+        "retry_slot_s",
+        "--retry-slot",
+        "FORWARDER_RETRY_SLOT_S",
+        kinds.seconds(_WEEK_S, zero=True),
+        "Seconds that a task may wait for another try in its slot before it goes back to the queue.",
+    ),
+    Spec(
+        "max_retries",
+        "--max-retries",
+        "FORWARDER_MAX_RETRIES",
+        kinds.whole_number(0, 100_000),
+        "Number of times that a task goes back to the queue before it fails.",
+    ),
+    Spec(
+        "unwrap_payload",
+        "--unwrap-payload",
+        "FORWARDER_UNWRAP_PAYLOAD",
+        kinds.BOOLEAN,
+        "Send what stands under the payload's args, not the whole payload.",
+    ),
+    Spec(
+        "wrap_response",
+        "--wrap-response",
+        "FORWARDER_WRAP_RESPONSE",
+        kinds.BOOLEAN,
+        'Put the response under "result" in the task\'s result.',
+    ),
+    Spec(
+        "status_in_body",
+        "--status-in-body",
+        "FORWARDER_STATUS_IN_BODY",
+        kinds.BOOLEAN,
+        'Put the HTTP status under "status_code" in the task\'s result.',
+    ),
+    Spec(
+        "serialize_results_as_string",
+        "--serialize-results-as-string",
+        "FORWARDER_SERIALIZE_RESULTS_AS_STRING",
+        kinds.BOOLEAN,
+        "Store the response as a string of JSON, not as JSON.",
+    ),
+)
+
+_HOOKS = (
+    Spec(
+        "hooks",
+        "--hooks",
+        "FORWARDER_HOOKS",
+        kinds.HOOKS,
+        "What runs after a result was stored: logging (a Firehose record per task), callback (a POST).",
+    ),
+    Spec(
+        "callback_url",
+        "--callback-url",
+        "FORWARDER_CALLBACK_URL",
+        kinds.HTTP_URL,
+        "Where results are posted unless the payload names another place.",
+        redacted=without_password,
+    ),
+    Spec(
+        "callback_secret",
+        "--callback-secret",
+        "FORWARDER_CALLBACK_SECRET",
+        kinds.WEBHOOK_SECRET,
+        "Key that signs callbacks (Standard Webhooks). Flags show in process lists: prefer the environment.",
+        redacted=hidden,
+    ),
+    Spec(
+        "callback_allow",
+        "--callback-allow",
+        "FORWARDER_CALLBACK_ALLOW",
+        kinds.ADDRESS_PATTERNS,
+        "Hosts and networks that callbacks may reach although their addresses are not public.",
+    ),
+    Spec(
+        "firehose_stream",
+        "--firehose-stream",
+        "FORWARDER_FIREHOSE_STREAM",
+        kinds.STREAM_NAME,
+        "Firehose stream that the logging hook writes to.",
+    ),
+    Spec(
+        "firehose_role_arn",
+        "--firehose-role-arn",
+        "FORWARDER_FIREHOSE_ROLE_ARN",
+        kinds.ROLE_ARN,
+        "Role that the logging hook assumes.",
+        default_words="none: the ambient credentials",
+    ),
+    Spec(
+        "firehose_max_pool_connections",
+        "--firehose-max-pool-connections",
+        "FIREHOSE_CLIENT_MAX_POOL_CONNECTIONS",
+        kinds.whole_number(1, 10_000),
+        "Connections of the Firehose client; a bad value counts as the default.",
+        gentle=True,
+    ),
+)
+
+_ENDPOINT = (
+    Spec("endpoint_name", "--endpoint-name", "FORWARDER_ENDPOINT_NAME", kinds.WORDS, "Name of the endpoint."),
+    Spec("endpoint_id", "--endpoint-id", "FORWARDER_ENDPOINT_ID", kinds.WORDS, "Id of the endpoint."),
+    Spec("endpoint_type", "--endpoint-type", "FORWARDER_ENDPOINT_TYPE", kinds.WORDS, "Type of the endpoint."),
+    Spec(
+        "endpoint_bundle_id",
+        "--endpoint-bundle-id",
+        "FORWARDER_BUNDLE_ID",
+        kinds.WORDS,
+        "Id of the model bundle that the endpoint serves.",
+    ),
+    Spec(
+        "endpoint_labels",
+        "--endpoint-labels",
+        "FORWARDER_LABELS",
+        kinds.LABELS,
+        "Labels of the endpoint, a JSON object of strings.",
+    ),
+    Spec(
+        "endpoint_user_id",
+        "--endpoint-user-id",
+        "FORWARDER_USER_ID",
+        kinds.WORDS,
+        "Owner of the endpoint: the user of a callback's basic auth.",
+    ),
+)
+
+_OPERATION = (
+    Spec(
+        "http_port",
+        "--http-port",
+        "FORWARDER_HTTP_PORT",
+        kinds.whole_number(0, 65535),
+        "Port of health and metrics; 0 is off.",
+    ),
+    Spec(
+        "log_level",
+        "--log-level",
+        "FORWARDER_LOG_LEVEL",
+        kinds.choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", any_case=True),
+        "Least important log lines that are written.",
+    ),
+)
+
+GROUPS: Mapping[str, tuple[Spec, ...]] = {
+    "Broker and results": _BROKER,
+    "Pool": _POOL,
+    "Inference server": _INFERENCE,
+    "Hooks": _HOOKS,
+    "Endpoint identity": _ENDPOINT,
+    "Operation": _OPERATION,
+}
+
+SPECS: tuple[Spec, ...] = tuple(spec for group in GROUPS.values() for spec in group)
+
+BY_FIELD: Mapping[str, Spec] = {spec.field: spec for spec in SPECS}

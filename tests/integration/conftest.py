@@ -1,0 +1,150 @@
+"""Real services, the worker as a subprocess, and a stock Celery producer.
+
+A service is started when the first test asks for it and stopped at the end.
+What this machine does not have is skipped with its reason; where ``CI`` is set
+it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+
+from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
+from forwarder.testing.producer import Producer
+from forwarder.testing.rabbitmq import RabbitMQ
+from forwarder.testing.services import CHECKOUT, ModelServer, NotInstalled, Service, Valkey
+from forwarder.testing.worker import Worker
+
+HERE = Path(__file__).parent
+TIMEOUT_S = 120
+
+StartWorker = Callable[..., Worker]
+MakeProducer = Callable[..., Producer]
+S = TypeVar("S", bound=Service)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every integration test that sets no timeout the default one."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Add the workers' logs to the report of a failed test."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for worker in getattr(item, "workers", ()):
+            report.sections.append((f"log of {worker!r}", worker.log()[-20_000:]))
+    return report
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test here; fail it where CI is set, because there everything must be at hand."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def _running(service: S) -> Iterator[S]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(service)
+        except NotInstalled as error:
+            missing(str(error))
+        yield service
+
+
+@pytest.fixture(name="missing")
+def missing_fixture() -> Callable[[str], NoReturn]:
+    """Return the function that says what this machine lacks."""
+    return missing
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[Valkey]:
+    yield from _running(Valkey())
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    yield from _running(RabbitMQ())
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Moto]:
+    yield from _running(Moto())
+
+
+@pytest.fixture(scope="session")
+def localstack() -> Iterator[LocalStack | ExistingCloud]:
+    """LocalStack, or the stack that the user's AWS_ENDPOINT_URL names."""
+    if os.environ.get("AWS_ENDPOINT_URL"):
+        yield ExistingCloud(environ=os.environ)
+        return
+    default = CHECKOUT / ".venv-localstack" / "bin" / "python"
+    python = Path(os.environ.get("FORWARDER_TEST_LOCALSTACK_PYTHON", default))
+    yield from _running(LocalStack(python=python))
+
+
+@pytest.fixture(scope="session")
+def model_servers() -> Iterator[ModelServer]:
+    yield from _running(ModelServer())
+
+
+@pytest.fixture
+def model_server(model_servers: ModelServer) -> ModelServer:
+    """The sample model server: ready, well-behaved and with empty stats."""
+    model_servers.control(ready=True, behaviour={}, reset=True)
+    return model_servers
+
+
+@pytest.fixture
+def queue_name() -> str:
+    """A queue that no other test uses."""
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def worker(request: pytest.FixtureRequest, queue_name: str) -> Iterator[StartWorker]:
+    """Start a worker on ``queue_name``: ``worker(pool=…, env=…, args=…, ddtrace=…)``.
+
+    Returns at once: ``wait_ready()`` blocks until it consumes. All are stopped after the test.
+    """
+    started: list[Worker] = []
+    request.node.workers = started
+    with ExitStack() as stack:
+
+        def start(
+            *,
+            pool: str = "prefork",
+            env: Mapping[str, str] | None = None,
+            args: Sequence[str] = (),
+            ddtrace: bool = False,
+        ) -> Worker:
+            settings = {"FORWARDER_QUEUES": queue_name, "FORWARDER_CONCURRENCY": "2", **(env or {})}
+            started.append(Worker(pool=pool, env=settings, args=args, ddtrace=ddtrace))
+            return stack.enter_context(started[-1])
+
+        yield start
+
+
+@pytest.fixture
+def producer(queue_name: str) -> Iterator[MakeProducer]:
+    """Make a stock producer for ``queue_name``: ``producer(broker_url=…, backend=…, conf=…)``."""
+    with ExitStack() as stack:
+
+        def make(*, broker_url: str, backend: str, conf: Mapping[str, Any] | None = None) -> Producer:
+            made = Producer(broker_url=broker_url, backend=backend, queue=queue_name, conf=conf)
+            stack.callback(made.close)
+            return made
+
+        yield make

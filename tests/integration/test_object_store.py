@@ -1,0 +1,69 @@
+"""Bodies by reference against a real S3 server."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from forwarder.cloud.objects import S3ObjectStore
+from forwarder.cloud.per_process import PerProcess
+from forwarder.cloud.session import AwsSession, s3_client
+from forwarder.forwarding.errors import InputUnavailable, InvalidPayload, OutputUnavailable
+from forwarder.testing.aws_resources import client, create_bucket
+
+CLOUDS = ["moto", "localstack"]
+
+
+@pytest.fixture
+def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    cloud = request.getfixturevalue(request.param)
+    for name, value in cloud.env.items():
+        monkeypatch.setenv(name, value)
+    return cloud
+
+
+@pytest.fixture
+def bucket(cloud: Any) -> str:
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    create_bucket(cloud.env, name)
+    return name
+
+
+@pytest.fixture
+def store() -> S3ObjectStore:
+    return S3ObjectStore(client=PerProcess(lambda: s3_client(AwsSession(), max_pool_connections=2)).get)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS, indirect=True)
+def test_what_was_written_is_read_back_and_has_a_checksum(
+    cloud: Any, bucket: str, store: S3ObjectStore
+) -> None:
+    body = bytes(range(256)) * 1000
+    store.write(f"s3://{bucket}/a/key with?signs#é", body)
+    assert store.read(f"s3://{bucket}/a/key with?signs#é", max_bytes=len(body)) == body
+    head = client(cloud.env, "s3").head_object(
+        Bucket=bucket, Key="a/key with?signs#é", ChecksumMode="ENABLED"
+    )
+    assert head["ChecksumCRC32"]
+
+
+@pytest.mark.parametrize("cloud", CLOUDS, indirect=True)
+def test_an_object_beyond_the_bound_is_refused(cloud: Any, bucket: str, store: S3ObjectStore) -> None:
+    store.write(f"s3://{bucket}/key", b"123456")
+    with pytest.raises(InvalidPayload, match="more than 5 bytes"):
+        store.read(f"s3://{bucket}/key", max_bytes=5)
+    assert store.read(f"s3://{bucket}/key", max_bytes=6) == b"123456"
+
+
+@pytest.mark.parametrize("cloud", CLOUDS, indirect=True)
+def test_what_is_not_there_is_named_by_awss_word(cloud: Any, bucket: str, store: S3ObjectStore) -> None:
+    with pytest.raises(InputUnavailable) as no_key:
+        store.read(f"s3://{bucket}/none", max_bytes=5)
+    with pytest.raises(InputUnavailable) as no_bucket:
+        store.read(f"s3://{bucket}-none/key", max_bytes=5)
+    with pytest.raises(OutputUnavailable) as not_written:
+        store.write(f"s3://{bucket}-none/key", b"body")
+    words = [raised.value.metadata for raised in (no_key, no_bucket, not_written)]
+    assert words == ["NoSuchKey", "NoSuchBucket", "NoSuchBucket"]

@@ -1,0 +1,130 @@
+"""What ``check`` prints, and what its findings amount to; the services are fakes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forwarder.cli import check as check_module
+from forwarder.cli.check import as_json_text, settings_table, verdict
+from forwarder.cli.main import main
+from forwarder.cli.probes import Finding, NotWorking, Probe, findings, probes_for
+from forwarder.settings import Settings, resolve
+from forwarder.settings.table import SPECS
+
+SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
+SECRETS = {
+    "broker_url": "redis://:hunter2@host/0",
+    "result_backend": "redis://user:hunter2@host/1",
+    "callback_secret": SECRET,
+    "callback_url": "https://user:hunter2@host/?token=hunter2",
+    "hooks": "callback",
+}
+FINE = Finding("broker", True, "answers")
+BROKEN = Finding("results", False, "refused", "start it")
+
+
+class Unpatched(Exception):
+    """An error of a class that nobody foresaw."""
+
+
+def failing(error: Exception) -> Probe:
+    def ask() -> str:
+        raise error
+
+    return Probe("broker", ask, "start the broker")
+
+
+def test_every_setting_is_shown_with_its_source() -> None:
+    table = settings_table(resolve({"concurrency": "7"}, {"CELERY_WORKER_POOL": "gevent"}, {}))
+    lines = {line.split()[0]: line.split() for line in table.splitlines() if line.startswith("  ")}
+    assert set(lines) == {spec.field for spec in SPECS}
+    assert lines["concurrency"] == ["concurrency", "7", "flag", "--concurrency"]
+    assert lines["pool"] == ["pool", "gevent", "environment", "CELERY_WORKER_POOL"]
+    assert lines["sqs_url"] == ["sqs_url", "-", "default"]
+
+
+def test_warnings_follow_the_settings() -> None:
+    assert "warning: --http-port" in settings_table(resolve({"http_port": "80"}, {}, {}))
+
+
+def test_no_secret_is_shown() -> None:
+    resolved = resolve(SECRETS, {}, {})
+    for text in (settings_table(resolved), as_json_text(resolved, [FINE])):
+        assert "hunter2" not in text
+        assert SECRET not in text
+        assert "redis://***@host/0" in text
+
+
+def test_the_verdict_names_what_failed_and_how_to_mend_it() -> None:
+    assert verdict([FINE, BROKEN]).splitlines() == [
+        "ok    broker   answers",
+        "FAIL  results  refused; to mend: start it",
+        "a worker would not work: results",
+    ]
+
+
+def test_the_verdict_is_good_where_all_is_well() -> None:
+    assert verdict([FINE]).endswith("a worker would work")
+
+
+def test_the_json_holds_the_same() -> None:
+    report = json.loads(as_json_text(resolve({"concurrency": "7"}, {}, {}), [FINE, BROKEN]))
+    assert report["ok"] is False
+    assert report["settings"]["concurrency"] == {"value": "7", "source": "flag --concurrency"}
+    assert report["services"][1] == {
+        "name": "results",
+        "ok": False,
+        "detail": "refused",
+        "remedy": "start it",
+    }
+    assert report["warnings"] == []
+
+
+@pytest.mark.parametrize(("found", "code"), [([FINE], 0), ([FINE, BROKEN], 3)])
+@pytest.mark.parametrize("args", [[], ["--json"]])
+def test_the_exit_code_tells_whether_a_worker_would_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    found: list[Finding],
+    code: int,
+    args: list[str],
+) -> None:
+    monkeypatch.setattr(check_module, "findings", lambda probes, *, secrets: found)
+    assert main(["check", *args]) == code
+    assert "broker" in capsys.readouterr().out
+
+
+def test_a_service_that_answers_is_fine() -> None:
+    assert findings([Probe("broker", lambda: "answers", "start it")]) == [Finding("broker", True, "answers")]
+
+
+@pytest.mark.parametrize(
+    ("error", "detail", "remedy"),
+    [
+        (NotWorking("stream s is CREATING"), "stream s is CREATING", "start the broker"),
+        (ConnectionRefusedError("nobody\nthere"), "ConnectionRefusedError: nobody there", "start the broker"),
+        (Unpatched(), "Unpatched", "start the broker"),
+        (type("NoRegionError", (Exception,), {})("no region"), "NoRegionError: no region", "set AWS_REGION"),
+        (ValueError("redis://:hunter2@host"), "ValueError: redis://:***@host", "start the broker"),
+    ],
+)
+def test_whatever_a_service_does_is_one_line(error: Exception, detail: str, remedy: str) -> None:
+    (finding,) = findings([failing(error)], secrets=["hunter2"])
+    assert finding == Finding("broker", False, detail, remedy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (Settings(), ["broker", "results", "inference server"]),
+        (Settings(hooks=("callback",)), ["broker", "results", "inference server"]),
+        (
+            Settings(hooks=("logging",), firehose_stream="s"),
+            ["broker", "results", "inference server", "firehose"],
+        ),
+    ],
+)
+def test_only_what_a_worker_needs_is_asked(settings: Settings, names: list[str]) -> None:
+    assert [probe.name for probe in probes_for(settings)] == names

@@ -1,0 +1,102 @@
+"""How clients are made: from one session, with explicit temporary credentials."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from botocore.config import Config
+
+from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
+
+EXPIRY = datetime(2030, 1, 1, tzinfo=UTC)
+CREDENTIALS = {
+    "AccessKeyId": "ASIAEXAMPLE",
+    "SecretAccessKey": "temporary",
+    "SessionToken": "token",
+    "Expiration": EXPIRY,
+}
+
+
+class FakeSts:
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def assume_role(self, **arguments: Any) -> dict[str, Any]:
+        self.asked.append(arguments)
+        return {"Credentials": CREDENTIALS}
+
+
+class FakeSession:
+    """Records the clients that it was asked for."""
+
+    def __init__(self) -> None:
+        self.sts = FakeSts()
+        self.made: list[tuple[str, dict[str, Any]]] = []
+
+    def client(self, service: str, **arguments: Any) -> Any:
+        self.made.append((service, arguments))
+        return self.sts if service == "sts" else f"{service} client"
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "ambient")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ambient")
+
+
+def test_a_build_assumes_the_role_and_returns_the_client_with_its_expiry() -> None:
+    session = FakeSession()
+    build = firehose_client_builder(session=session, role_arn="arn:aws:iam::1:role/r", max_pool_connections=7)
+    built = build()
+    assert built.client == "firehose client"
+    assert built.expires_at == EXPIRY.timestamp()
+    assert session.sts.asked == [
+        {"RoleArn": "arn:aws:iam::1:role/r", "RoleSessionName": "forwarder", "DurationSeconds": 3600}
+    ]
+    assert session.made[-1] == (
+        "firehose",
+        {"max_pool_connections": 7, "max_attempts": 1, "credentials": CREDENTIALS},
+    )
+
+
+def test_further_builds_share_the_sts_client() -> None:
+    session = FakeSession()
+    build = firehose_client_builder(session=session, role_arn="arn", max_pool_connections=7)
+    for _ in range(3):
+        build()
+    assert [service for service, _ in session.made] == ["sts", "firehose", "firehose", "firehose"]
+
+
+def test_without_a_role_sts_is_not_asked_and_the_client_never_expires() -> None:
+    session = FakeSession()
+    built = firehose_client_builder(session=session, role_arn=None, max_pool_connections=7)()
+    assert built.expires_at is None
+    assert session.made == [("firehose", {"max_pool_connections": 7, "max_attempts": 1})]
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_client_has_the_pool_the_timeouts_and_the_attempts_it_was_asked_for() -> None:
+    client = AwsSession().client("firehose", max_pool_connections=33, max_attempts=1)
+    config = client.meta.config
+    assert config.max_pool_connections == 33
+    assert config.retries == {"mode": "standard", "total_max_attempts": 1}
+    assert (config.connect_timeout, config.read_timeout) == (5.0, 20.0)
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_sessions_own_config_wins() -> None:
+    session = AwsSession(config=Config(read_timeout=1))
+    assert s3_client(session, max_pool_connections=4).meta.config.read_timeout == 1
+
+
+@pytest.mark.usefixtures("aws")
+def test_temporary_credentials_do_not_become_the_sessions() -> None:
+    session = AwsSession()
+    with_role = session.client("firehose", credentials=CREDENTIALS)
+    ambient = session.client("firehose")
+    assert with_role._request_signer._credentials.token == "token"
+    assert ambient._request_signer._credentials.access_key == "ambient"

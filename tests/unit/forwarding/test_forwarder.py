@@ -1,0 +1,205 @@
+"""The use case against fakes: no sockets, no sleeping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from forwarder.forwarding.errors import (
+    Expired,
+    ForwarderError,
+    InferenceBusy,
+    InferenceTimeout,
+    InferenceUnreachable,
+    InvalidPayload,
+)
+from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall, parse_retry_after
+from forwarder.forwarding.payload import ResultShape
+from forwarder.forwarding.ports import Answer
+from forwarder.forwarding.retry import RetryPolicy
+from forwarder.telemetry.metrics import ProcessMetrics
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.moment = START
+        self.slept_s: list[float] = []
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def sleep(self, seconds: float) -> None:
+        self.slept_s.append(seconds)
+        self.moment += timedelta(seconds=seconds)
+
+
+class Server:
+    """Answers from a script; the last line repeats."""
+
+    def __init__(self, *script: Answer | ForwarderError) -> None:
+        self.script = list(script)
+        self.bodies: list[bytes] = []
+
+    def predict(self, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+        self.bodies.append(body)
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(step, ForwarderError):
+            raise step
+        return step
+
+
+class Objects:
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def read(self, url: str, *, max_bytes: int) -> bytes:
+        return self.held[url]
+
+    def write(self, url: str, body: bytes) -> None:
+        self.held[url] = body
+
+
+def answer(status: int = 200, body: bytes = b'{"y":2}', **headers: str) -> Answer:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status=status, body=body, headers=named, elapsed_s=0.5)
+
+
+class Bench:
+    def __init__(self, *script: Answer | ForwarderError, max_retries: int = 3) -> None:
+        self.clock, self.server, self.objects = Clock(), Server(*script), Objects()
+        self.metrics = ProcessMetrics()
+        self.forwarder = Forwarder(
+            server=self.server,
+            objects=self.objects,
+            metrics=self.metrics,
+            shape=ResultShape(),
+            policy=RetryPolicy(slot_budget_s=60.0, max_retries=max_retries),
+            unwrap=True,
+            body_bytes_max=1000,
+            now=self.clock.now,
+            sleep=self.clock.sleep,
+            uniform=lambda low, high: high,
+        )
+
+    def forward(self, payload: Any = None, **call: Any) -> Any:
+        payload = {"args": {"x": 1}} if payload is None else payload
+        return self.forwarder.forward(TaskCall(task_id="t", payload=payload, **call))
+
+
+def test_a_task_is_unwrapped_sent_and_wrapped() -> None:
+    bench = Bench(answer())
+    assert bench.forward() == {"result": {"y": 2}, "status_code": 200}
+    assert bench.server.bodies == [b'{"x":1}']
+    assert bench.metrics.snapshot()["forwarder_inference_seconds{status=200}_count"] == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 502])
+def test_an_error_status_is_a_result_and_is_not_tried_again(status: int) -> None:
+    bench = Bench(answer(status, b'{"detail":"no"}'))
+    assert bench.forward() == {"result": {"detail": "no"}, "status_code": status}
+    assert len(bench.server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+def test_a_busy_server_is_asked_again_in_the_slot(status: int) -> None:
+    bench = Bench(answer(status), answer(status), answer())
+    assert bench.forward()["status_code"] == 200
+    assert bench.clock.slept_s == [0.25, 0.5]
+
+
+def test_retry_after_is_honoured() -> None:
+    bench = Bench(answer(503, retry_after="20"), answer())
+    bench.forward()
+    assert bench.clock.slept_s == [20.25]
+
+
+def test_a_server_that_is_gone_is_asked_again_then_the_task_goes_back() -> None:
+    bench = Bench(InferenceUnreachable("gone"))
+    with pytest.raises(GoBack) as caught:
+        bench.forward()
+    assert caught.value.error.code == "inference_unreachable"
+    assert sum(bench.clock.slept_s) == pytest.approx(60.0)
+
+
+def test_a_task_that_went_back_often_enough_fails_with_the_last_error() -> None:
+    with pytest.raises(InferenceBusy):
+        Bench(answer(503)).forward(retries=3)
+
+
+def test_a_timeout_is_not_tried_again_because_the_server_may_still_be_at_it() -> None:
+    bench = Bench(InferenceTimeout("slow"))
+    with pytest.raises(InferenceTimeout):
+        bench.forward()
+    assert bench.clock.slept_s == []
+
+
+def test_an_expired_task_never_reaches_the_server() -> None:
+    bench = Bench(answer())
+    with pytest.raises(Expired):
+        bench.forward(expires="2026-01-02T03:04:04+00:00")
+    assert bench.server.bodies == []
+
+
+def test_a_task_that_expires_while_it_waits_is_given_up() -> None:
+    bench = Bench(answer(503, retry_after="20"), answer())
+    with pytest.raises(Expired):
+        bench.forward(expires="2026-01-02T03:04:15+00:00")
+    assert len(bench.server.bodies) == 1
+
+
+def test_a_body_by_reference_is_sent_as_it_is() -> None:
+    bench = Bench(answer())
+    bench.objects.held["s3://bucket/key"] = b'{"big": true}'
+    bench.forward({"url": "s3://bucket/key"})
+    assert bench.server.bodies == [b'{"big": true}']
+
+
+def test_a_body_from_an_https_host_is_refused_while_none_is_allowed() -> None:
+    with pytest.raises(InvalidPayload, match="no https host is allowed"):
+        Bench(answer()).forward({"url": "https://169.254.169.254/latest"})
+
+
+def test_a_destination_gets_the_raw_response_and_the_result_its_reference() -> None:
+    bench = Bench(answer(body=b"not json at all"))
+    result = bench.forward({"args": 1, "destination_path": "s3://bucket/out"})
+    assert result == {"result": {"destination_path": "s3://bucket/out"}, "status_code": 200}
+    assert bench.objects.held == {"s3://bucket/out": b"not json at all"}
+
+
+def test_an_error_answer_is_not_written_to_the_destination() -> None:
+    bench = Bench(answer(500, b"oops"))
+    assert bench.forward({"args": 1, "destination_path": "s3://bucket/out"})["status_code"] == 500
+    assert bench.objects.held == {}
+
+
+@pytest.mark.parametrize(
+    ("arrival", "waited_s"), [(START - timedelta(seconds=9), 9.0), ("never", None), (None, None)]
+)
+def test_the_wait_is_told_where_it_can_be(arrival: Any, waited_s: float | None) -> None:
+    assert Bench(answer()).forwarder.waited_s(arrival) == waited_s
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("0", 0.0),
+        (" 120 ", 120.0),
+        ("99999999999999", 3600.0),
+        ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
+        ("Fri, 02 Jan 2026 03:00:00 GMT", 0.0),
+        ("-1", None),
+        ("soon", None),
+        ("1.5", None),
+        ("", None),
+    ],
+)
+def test_retry_after_is_read_in_both_of_its_forms(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, now=START) == seconds

@@ -1,0 +1,67 @@
+"""The composed Celery app: its guarantees are configuration, so the configuration is asserted."""
+
+from __future__ import annotations
+
+import sys
+
+from forwarder.app import Composition, client_app
+from forwarder.forwarding.task import TASK_NAMES
+from forwarder.settings.model import Settings
+
+
+def test_acks_are_late_and_one_message_is_held_per_slot() -> None:
+    conf = client_app(Settings()).conf
+    assert conf.task_acks_late is True
+    assert conf.task_reject_on_worker_lost is True
+    assert conf.worker_prefetch_multiplier == 1
+    assert conf.accept_content == ["json"]
+    assert conf.task_serializer == conf.result_serializer == "json"
+    assert conf.task_create_missing_queues is False
+    assert conf.task_track_started is False
+
+
+def test_started_is_tracked_where_it_is_asked_for() -> None:
+    app = Composition(Settings(track_started=True)).celery_app()
+    assert app.tasks["forwarder.forward"].track_started is True
+
+
+def test_the_task_is_registered_under_each_of_its_names() -> None:
+    app = Composition(Settings()).celery_app()
+    assert set(TASK_NAMES) <= set(app.tasks)
+    for name in TASK_NAMES:
+        assert app.tasks[name].acks_late is True
+
+
+def test_one_result_backend_serves_the_whole_process() -> None:
+    import threading
+
+    app = client_app(Settings())
+    seen = [app.backend]
+    thread = threading.Thread(target=lambda: seen.append(app.backend))
+    thread.start()
+    thread.join()
+    assert seen[0] is seen[1]
+
+
+def test_composing_opens_nothing_and_builds_no_client() -> None:
+    settings = Settings(
+        hooks=("logging", "callback"),
+        firehose_stream="records",
+        result_backend="s3://bucket/prefix",
+        broker_url="sqs://",
+        sqs_url="https://sqs.eu-west-1.amazonaws.com/123456789012/q",
+        queues=("q",),
+    )
+    composition = Composition(settings)
+    composition.celery_app()
+    composition.close()
+    assert not composition.aws._values
+    assert not composition.parts._values
+
+
+def test_the_secrets_of_the_settings_are_not_in_their_repr() -> None:
+    settings = Settings(
+        broker_url="redis://:hunter2@h/0", result_backend="redis://:hunter2@h/1", callback_secret="hunter2"
+    )
+    assert "hunter2" not in repr(settings)
+    assert sys.getsizeof(settings)
