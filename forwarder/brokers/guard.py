@@ -14,6 +14,7 @@ import logging
 import uuid
 from typing import Any
 
+from celery.worker import state as worker_state
 from kombu.transport import SQS as kombu_sqs  # noqa: N811 - a module
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -53,7 +54,17 @@ class RedisTransport(kombu_redis.Transport):
 
 
 class SQSChannel(kombu_sqs.Channel):
-    """kombu's channel, but a body that is no envelope becomes an empty one."""
+    """kombu's channel, but a body that is no envelope becomes an empty one.
+
+    And a worker that was told to stop asks for no more messages: Celery's
+    blocking loop runs once more after that, which is one more long poll to wait
+    for and ten more messages to take.
+    """
+
+    def _receive_message(self, *args: Any, **kwargs: Any) -> Any:
+        if worker_state.should_stop is not None:
+            return {}
+        return super()._receive_message(*args, **kwargs)  # type: ignore[misc]
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
         try:

@@ -127,13 +127,11 @@ def _read_little(response: urllib3.BaseHTTPResponse) -> None:
     """Read a short body to its end, so that the connection can be used again; close on a long one."""
     give_up_at = time.monotonic() + BODY_TIMEOUT_S
     left = BODY_BYTES_MAX
-    try:
+    # The status is known, which is all that counts: a body that breaks off is no failure.
+    with contextlib.suppress(urllib3.exceptions.HTTPError):
         while left > 0 and time.monotonic() < give_up_at:
             chunk = response.read1(left, decode_content=False)
             if not chunk:
-                response.release_conn()
-                return
+                break
             left -= len(chunk)
-    except urllib3.exceptions.HTTPError:
-        pass  # the status is known, which is all that counts
-    response.close()
+    response.close()  # at its end a body has given its connection back; otherwise this ends it

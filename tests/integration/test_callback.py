@@ -176,9 +176,11 @@ def test_a_receiver_gets_a_signed_result_in_the_name_of_its_host(make_hook: Make
     assert abs(int(headers["webhook-timestamp"]) - time.time()) < 30
 
 
-def test_one_connection_serves_many_callbacks(make_hook: MakeHook) -> None:
+@pytest.mark.parametrize("body", [b"", b"thanks", b"x" * 60_000])
+def test_one_connection_serves_many_callbacks(make_hook: MakeHook, body: bytes) -> None:
     hook = make_hook()
     with receiving() as receiver:
+        receiver.body = body
         for _ in range(5):
             hook.deliver(completion(f"http://hooks.example:{receiver.port}/"))
     assert len(receiver.requests) == 5

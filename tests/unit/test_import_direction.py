@@ -6,6 +6,7 @@ Read from the source, so a module is judged by what it says, on every branch.
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,8 +56,14 @@ class Import:
     at_load: bool
 
 
-def imports_of(source: str) -> Iterator[Import]:
-    """Yield every import in the source, those inside functions included."""
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(SOURCES[module].read_text())
+
+
+@functools.cache
+def imports_of(module: str) -> list[Import]:
+    """Return every import of a module of ours, those inside functions included."""
 
     def visit(node: ast.AST, at_load: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -73,7 +80,7 @@ def imports_of(source: str) -> Iterator[Import]:
                 deferred = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 yield from visit(child, at_load and not deferred)
 
-    yield from visit(ast.parse(source), at_load=True)
+    return list(visit(tree_of(module), at_load=True))
 
 
 def _module_named(package: str, name: str) -> str:
@@ -102,7 +109,7 @@ def is_ours(name: str) -> bool:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_its_room_may(module: str) -> None:
     room = room_of(module)
-    for found in imports_of(SOURCES[module].read_text()):
+    for found in imports_of(module):
         if not is_ours(found.name) or room_of(found.name) == room:
             continue
         path = found.name.removeprefix("forwarder.") if found.name != "forwarder" else "__init__"
@@ -112,7 +119,7 @@ def test_a_module_imports_only_what_its_room_may(module: str) -> None:
 
 
 def test_the_package_imports_nothing_because_it_is_loaded_before_the_patch() -> None:
-    assert list(imports_of(SOURCES["forwarder"].read_text())) == []
+    assert imports_of("forwarder") == []
 
 
 @pytest.mark.parametrize("module", ["forwarder.__main__", "forwarder.pool"])
@@ -120,7 +127,7 @@ def test_what_is_loaded_before_the_patch_imports_only_light_parts_of_the_standar
     module: str,
 ) -> None:
     light = {"__future__", "collections.abc", "os", "pathlib", "sys"}
-    loaded = {found.name for found in imports_of(SOURCES[module].read_text()) if found.at_load}
+    loaded = {found.name for found in imports_of(module) if found.at_load}
     assert loaded <= light
 
 
@@ -129,7 +136,7 @@ def test_what_is_loaded_before_the_patch_imports_only_light_parts_of_the_standar
     [module for module in MODULES if within(module, "forwarder.forwarding") and module[-5:] != ".task"],
 )
 def test_forwarding_knows_no_library_and_no_network(module: str) -> None:
-    for found in imports_of(SOURCES[module].read_text()):
+    for found in imports_of(module):
         assert found.name not in NETWORK_PARTS_OF_THE_STANDARD_LIBRARY, f"line {found.line}: {found.name}"
         known = is_ours(found.name) or found.name.partition(".")[0] in sys.stdlib_module_names
         assert known, f"line {found.line}: {found.name}"
@@ -139,15 +146,13 @@ def test_forwarding_knows_no_library_and_no_network(module: str) -> None:
     "module", [module for module in MODULES if room_of(module) not in LOADED_ONLY_ON_DEMAND]
 )
 def test_heavy_libraries_are_imported_inside_the_functions_that_need_them(module: str) -> None:
-    loaded = {
-        found.name.partition(".")[0] for found in imports_of(SOURCES[module].read_text()) if found.at_load
-    }
+    loaded = {found.name.partition(".")[0] for found in imports_of(module) if found.at_load}
     assert not loaded & ON_DEMAND
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room_of(module) not in READS_ENVIRONMENT])
 def test_the_environment_is_read_in_one_place(module: str) -> None:
-    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+    for node in ast.walk(tree_of(module)):
         match node:
             case ast.Attribute(attr=name) | ast.ImportFrom(module="os", names=[ast.alias(name=name)]):
                 assert name not in ("environ", "getenv"), f"line {node.lineno} reads the environment"

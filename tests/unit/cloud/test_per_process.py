@@ -16,6 +16,7 @@ def test_a_value_is_made_at_its_first_use_and_once_for_all_threads() -> None:
 
     def make() -> object:
         made.append(object())
+        threading.Event().wait(0.02)  # long enough for the others to arrive
         return made[-1]
 
     value = PerProcess(make)

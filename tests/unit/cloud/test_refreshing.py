@@ -287,8 +287,8 @@ def test_a_hundred_reports_of_one_refused_client_cause_one_build() -> None:
     sts = Sts()
     clients = clients_of(sts)
     refused = clients.get()
-    sts.now += DISCARD_AGE_MIN_S
     for _ in range(100):
+        sts.now += DISCARD_AGE_MIN_S
         clients.discard(refused)
         assert clients.get() == "client 2"
     assert sts.calls == 2
@@ -325,8 +325,12 @@ def test_each_build_and_each_failure_is_one_line_of_log_without_the_reason_in_wo
         sts.error = None
         sts.now += 1
         clients.get()
+        sts.now += HOUR_S - 500
+        sts.error = OSError("secret reason")
+        clients.get()
     assert caplog.messages == [
         "aws_client_built service=firehose builds=1 expires_in_s=3600",
         "aws_client_build_failed service=firehose retry_in_s=1.0 error=OSError",
         "aws_client_built service=firehose builds=2 expires_in_s=3600",
+        "aws_client_build_failed service=firehose retry_in_s=1.0 error=OSError",
     ]
