@@ -121,11 +121,28 @@ class ForwardTask(Task[..., Any]):
         self._parts().metrics.count("forwarder_tasks_total", queue=_queue(request), outcome="requeued")
         try:
             self.backend.mark_as_retry(str(request.id), error, request=request)
-            self.signature_from_request(request, retries=(request.retries or 0) + 1).apply_async()
+            self.signature_from_request(
+                request, retries=(request.retries or 0) + 1, **self._route()
+            ).apply_async()
         except Exception as failure:  # noqa: BLE001 - the message goes back whatever it was
             log.warning("go_back_failed task_id=%s error=%s", request.id, type(failure).__name__)
             raise Reject(error.code, requeue=True) from None
         raise Ignore
+
+    def _route(self) -> dict[str, Any]:
+        """Return how a message gets back to the queue that it came from.
+
+        Celery would copy the whole delivery info into the new message; on SQS
+        that is the received message with its body, and again at each retry.
+        """
+        info = self.request.delivery_info or {}
+        name = info.get("routing_key")
+        if name in self.app.amqp.queues:
+            target: dict[str, Any] = {"queue": name}
+        else:  # a binding of the operator's
+            target = {"exchange": info.get("exchange") or "", "routing_key": name}
+        # The repr of the arguments travels in the headers, for other people's logs.
+        return target | {"priority": info.get("priority"), "argsrepr": "(...)", "kwargsrepr": "{...}"}
 
 
 def _call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskCall:

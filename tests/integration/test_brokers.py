@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Cloud = Moto | LocalStack | ExistingCloud
 TASKS = 30
+LIMITS = {"FORWARDER_CONCURRENCY": "4", "FORWARDER_RETRY_SLOT_S": "1"}
 POOLS = ["prefork", "gevent"]
 
 
@@ -60,7 +61,7 @@ def tasks_are_done(
     """Run a worker on the route, send tasks with a stock producer, check every result and the ack."""
 
     def check(route: Route, pool: str) -> Producer:
-        running = worker(pool=pool, env=route.env | model_server.env | {"FORWARDER_CONCURRENCY": "4"})
+        running = worker(pool=pool, env=route.env | model_server.env | LIMITS)
         running.wait_ready()
         sender = producer(broker_url=route.broker_url, backend=route.backend, conf=route.conf)
         results = [sender.send({"args": {"id": f"t{n}", "numbers": [n, n]}}) for n in range(TASKS)]
@@ -73,7 +74,12 @@ def tasks_are_done(
         with pytest.raises(Exception, match="must be a JSON object"):
             failed.get(timeout=30)
         assert failed.state == "FAILURE"
-        assert max(model_server.stats()["by_id"].values()) == 1
+        assert set(model_server.stats()["by_id"].values()) == {1}
+        # Its slot's budget is a second, so the task goes back to the queue once.
+        busy = {"id": "busy", "numbers": [1], "behaviour": {"busy": 1, "retry_after": 1}}
+        assert sender.send({"args": busy}, priority=3).get(timeout=60)["status_code"] == 200
+        assert "action=go_back" in running.log()
+        assert model_server.stats()["by_id"]["busy"] == 2
         assert running.stop() == 0
         return sender
 
@@ -104,7 +110,7 @@ def test_redis_with_results_in_s3(
     tasks_are_done(route, pool)
     s3 = aws_resources.client(moto.env, "s3")
     held = s3.list_objects_v2(Bucket=bucket, Prefix="tmp/celery/celery-task-meta-")["Contents"]
-    assert len(held) == TASKS + 1
+    assert len(held) == TASKS + 2  # the failed one and the one that went back
     head = s3.head_object(Bucket=bucket, Key=held[0]["Key"], ChecksumMode="ENABLED")
     assert head["ChecksumCRC32"]
 

@@ -56,3 +56,13 @@ def test_a_forked_process_makes_its_own_even_when_the_fork_came_in_the_middle_of
             os._exit(0 if pids.get() == os.getpid() != parents else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert pids.get() == parents
+
+
+def test_a_value_that_was_never_made_is_not_made_in_order_to_be_closed() -> None:
+    closed: list[str] = []
+    value = PerProcess(lambda: "made")
+    value.if_made(closed.append)
+    assert closed == []
+    value.get()
+    value.if_made(closed.append)
+    assert closed == ["made"]
