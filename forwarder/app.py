@@ -14,19 +14,13 @@ from celery import Celery
 from forwarder.brokers.config import SPARE_CONNECTIONS, broker_config
 from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
-from forwarder.cloud.refreshing import RefreshingClient
-from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
+from forwarder.cloud.session import AwsSession, s3_client
 from forwarder.forwarding.forwarder import Forwarder
 from forwarder.forwarding.payload import ResultShape
 from forwarder.forwarding.ports import Hook
 from forwarder.forwarding.retry import RetryPolicy
 from forwarder.forwarding.task import TASK_NAMES, ForwardTask
-from forwarder.hooks.addresses import AddressGuard
-from forwarder.hooks.callback import CallbackHook
-from forwarder.hooks.callback_http import CallbackPoster
-from forwarder.hooks.logging import FirehoseHook
 from forwarder.hooks.runner import HookRunner
-from forwarder.hooks.signing import Signer
 from forwarder.inference.client import InferenceClient
 from forwarder.settings.model import Settings
 from forwarder.telemetry.metrics import ProcessMetrics
@@ -107,6 +101,10 @@ class Composition:
         return self._firehose_hook(metrics) if name == "logging" else self._callback_hook()
 
     def _firehose_hook(self, metrics: ProcessMetrics) -> Hook:
+        from forwarder.cloud.refreshing import RefreshingClient
+        from forwarder.cloud.session import firehose_client_builder
+        from forwarder.hooks.logging import FirehoseHook
+
         settings = self._settings
         build = firehose_client_builder(
             session=self.aws.get(),
@@ -119,6 +117,11 @@ class Composition:
         )
 
     def _callback_hook(self) -> Hook:
+        from forwarder.hooks.addresses import AddressGuard
+        from forwarder.hooks.callback import CallbackHook
+        from forwarder.hooks.callback_http import CallbackPoster
+        from forwarder.hooks.signing import Signer
+
         settings = self._settings
         return CallbackHook(
             poster=CallbackPoster(connections_max=self._per_process),

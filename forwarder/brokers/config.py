@@ -29,7 +29,7 @@ def broker_config(settings: Settings) -> dict[str, Any]:
 
 def _redis(settings: Settings) -> dict[str, Any]:
     return {
-        "broker_transport": "forwarder.brokers.guard:RedisTransport",
+        "broker_transport": "forwarder.brokers.redis:RedisTransport",
         "task_queues": [Queue(name, routing_key=name) for name in settings.queues],
         "broker_transport_options": {
             "visibility_timeout": settings.visibility_timeout_s,
@@ -45,7 +45,7 @@ def _sqs(settings: Settings) -> dict[str, Any]:
     queue = settings.queues[0]
     url = {"url": settings.sqs_url}
     return {
-        "broker_transport": "forwarder.brokers.guard:SQSTransport",
+        "broker_transport": "forwarder.brokers.sqs:SQSTransport",
         "task_queues": [Queue(queue, routing_key=queue)],
         "worker_enable_remote_control": False,  # SQS has no broadcast
         "worker_send_task_events": False,

@@ -24,6 +24,20 @@ TASK_NAMES = (
 )
 
 
+#: Trace context of W3C and Datadog, as producers put it into message headers.
+TRACE_HEADERS = (
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "x-datadog-trace-id",
+    "x-datadog-parent-id",
+    "x-datadog-sampling-priority",
+    "x-datadog-origin",
+    "x-datadog-tags",
+)
+TRACE_HEADER_CHARS_MAX = 8192  # of a baggage string: https://www.w3.org/TR/baggage/
+
+
 class HookRunner(Protocol):
     """Runs every hook; never raises."""
 
@@ -157,7 +171,22 @@ def _call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tas
         payload=_payload(args, kwargs),
         expires=request.expires,
         retries=request.retries or 0,
+        headers=_trace_headers(request),
     )
+
+
+def _trace_headers(request: Any) -> dict[str, str]:
+    """Return the trace context that the message carries, for the inference server."""
+    found = {name: request.get(name) for name in TRACE_HEADERS}
+    return {
+        name: value
+        for name, value in found.items()
+        # What a header can't hold would break the request off.
+        if isinstance(value, str)
+        and len(value) <= TRACE_HEADER_CHARS_MAX
+        and value.isascii()
+        and value.isprintable()
+    }
 
 
 def _payload(args: Any, kwargs: Mapping[str, Any]) -> Any:

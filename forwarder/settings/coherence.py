@@ -13,7 +13,14 @@ from forwarder.settings.table import BY_FIELD
 DEFAULT = "default"
 
 #: Read and checked now, but no part of this version acts on them.
-NOT_IN_EFFECT = ("max_deliveries", "autoscale", "memory_limit_mb", "worker_rss_mb", "http_port")
+NOT_IN_EFFECT = (
+    "max_deliveries",
+    "drain_timeout_s",
+    "autoscale",
+    "memory_limit_mb",
+    "worker_rss_mb",
+    "http_port",
+)
 
 
 def check(settings: Settings, sources: Mapping[str, str]) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import logging.config
 
-#: Celery and kombu lines that come once per task, some of them with parts of
-#: the payload or the response. The worker writes its own line per task.
+#: Loggers whose lines come once per task or more often, most of them with parts of
+#: the payload or the response at INFO or DEBUG. The worker writes its own line per task.
 QUIETED = (
+    "celery.pool",
     "celery.app.trace",
     "celery.worker.strategy",
     "celery.worker.request",

@@ -119,11 +119,13 @@ def scripted_server(raw_answer: bytes, *, hang: bool = False) -> str:
         with listener:
             connection, _ = listener.accept()
             with connection:
+                connection.settimeout(10)
                 connection.recv(65536)
                 connection.sendall(raw_answer)
-                if hang:
-                    connection.settimeout(10)
-                    connection.recv(65536)
+                if not hang:
+                    connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):  # a close with unread input would reset the connection
+                    pass
 
     threading.Thread(target=serve, daemon=True).start()
     return f"http://127.0.0.1:{listener.getsockname()[1]}/predict"

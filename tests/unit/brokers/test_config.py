@@ -9,7 +9,7 @@ import pytest
 
 from forwarder.brokers.amqp import AdoptedQueue
 from forwarder.brokers.config import broker_config
-from forwarder.brokers.guard import RedisMessage
+from forwarder.brokers.redis import GuardedMessage
 from forwarder.settings.model import Settings
 
 
@@ -66,7 +66,7 @@ def channel() -> Any:
     ],
 )
 def test_an_item_that_is_no_envelope_becomes_an_empty_one(item: Any) -> None:
-    message = RedisMessage(item, channel=channel())
+    message = GuardedMessage(item, channel=channel())
     assert message.headers == {}
     assert message.delivery_info["routing_key"] == ""
     assert message.delivery_tag
@@ -78,7 +78,7 @@ def test_an_envelope_stays_as_it_is() -> None:
         "headers": {"task": "t"},
         "properties": {"delivery_tag": "7", "delivery_info": {"exchange": "e", "routing_key": "k"}},
     }
-    message = RedisMessage(item, channel=channel())
+    message = GuardedMessage(item, channel=channel())
     body: Any = message.body
     assert body == b"x"
     assert (message.headers, message.delivery_tag) == ({"task": "t"}, "7")

@@ -1,0 +1,182 @@
+"""Celery's side of the task, run by Celery's own tracer against fakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.app.trace import build_tracer
+
+from forwarder.forwarding.errors import InferenceBusy, InvalidPayload
+from forwarder.forwarding.forwarder import GoBack, TaskCall
+from forwarder.forwarding.ports import Completion
+from forwarder.forwarding.task import ForwardTask
+from forwarder.results.single_write import SingleWriteBackend
+from forwarder.telemetry.metrics import ProcessMetrics
+
+SECRET = "payload-text"
+
+
+class Backend(SingleWriteBackend):
+    """Notes what is stored, in the story's common list."""
+
+    value_bytes_max = 10_000
+    story: list[Any]
+    fails = False
+
+    def set(self, key: Any, value: Any) -> None:
+        if self.fails:
+            raise ConnectionError
+        self.story.append(("stored", json.loads(value)))
+
+    def get(self, key: Any) -> None:
+        raise AssertionError("a result is never read before it is written")
+
+
+class Scene:
+    """One task, its use case, and a story of what happened in which order."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.story: list[Any] = []
+        self.calls: list[TaskCall] = []
+        self.metrics = ProcessMetrics()
+        self.app = Celery("test", set_as_current=False, broker="memory://")
+        self.backend = Backend(app=self.app)
+        self.backend.story = self.story
+        self.app._backend_cache = self.backend  # type: ignore[attr-defined]  # what app.backend returns
+        self.outcome = outcome
+        self.parts = SimpleNamespace(forwarder=self, hooks=self, metrics=self.metrics)
+        self.task = ForwardTask(name="forwarder.forward", parts=lambda: self.parts)
+        self.app.register_task(self.task)
+
+    def forward(self, call: TaskCall) -> Any:
+        self.calls.append(call)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def waited_s(self, arrival: object) -> float | None:
+        return 2.0 if arrival == "arrival" else None
+
+    def run(self, completion: Completion) -> None:
+        self.story.append(("hook", completion))
+
+    def deliver(
+        self,
+        *args: Any,
+        kwargs: dict[str, Any] | None = None,
+        retries: int = 0,
+        request_headers: Mapping[str, Any] = {},
+    ) -> Any:
+        info = {"routing_key": "q", "exchange": "", "priority": 3, "sqs_message": {"Body": SECRET}}
+        request = {"id": "t1", "retries": retries, "delivery_info": info, **request_headers}
+        tracer = build_tracer(self.task.name, self.task, app=self.app)
+        return tracer("t1", list(args), kwargs or {}, request)
+
+
+def test_hooks_run_after_the_result_is_stored() -> None:
+    scene = Scene({"result": 1, "status_code": 200})
+    scene.deliver({"args": 1}, "arrival")
+    [(first, meta), (second, completion)] = scene.story
+    assert (first, meta["status"], meta["result"]) == ("stored", "SUCCESS", {"result": 1, "status_code": 200})
+    assert second == "hook"
+    assert completion.succeeded
+    assert (completion.task_id, completion.payload) == ("t1", {"args": 1})
+    assert scene.metrics.value("forwarder_tasks_total", queue="q", outcome="success") == 1
+    assert scene.metrics.snapshot()["forwarder_task_seconds{queue=q}_sum"] == 2.0
+
+
+def test_a_failed_task_has_its_hooks_too() -> None:
+    scene = Scene(InvalidPayload("no good"))
+    scene.deliver({"args": 1})
+    [(_, meta), (_, completion)] = scene.story
+    assert meta["status"] == "FAILURE"
+    assert json.loads(meta["result"]["custom"]) == completion.response
+    assert completion.response["code"] == "invalid_payload"
+    assert not completion.succeeded
+
+
+def test_a_bug_ends_the_task_with_a_code_and_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(KeyError(SECRET))
+    scene.deliver({"args": 1})
+    [(_, meta), (_, completion)] = scene.story
+    assert completion.response == {
+        "error": "internal error: KeyError",
+        "error_metadata": "",
+        "code": "internal",
+    }
+    assert SECRET not in json.dumps(meta)
+    assert SECRET not in caplog.text
+    assert "task_bug task_id=t1 error=KeyError at=" in caplog.text
+    assert "test_task.py:" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "payload"),
+    [
+        (({"x": 1},), {}, {"x": 1}),
+        (({"x": 1}, "arrival", "more"), {"trace": 1}, {"x": 1}),
+        ((), {"payload": {"x": 1}, "arrival_timestamp": "arrival"}, {"x": 1}),
+    ],
+)
+def test_the_payload_is_the_first_argument_or_named(args: Any, kwargs: Any, payload: Any) -> None:
+    scene = Scene(None)
+    scene.deliver(*args, kwargs=kwargs)
+    assert scene.calls[0].payload == payload
+
+
+def test_a_task_without_arguments_is_an_invalid_payload() -> None:
+    scene = Scene(None)
+    scene.deliver()
+    assert scene.calls == []
+    assert json.loads(scene.story[0][1]["result"]["custom"])["code"] == "invalid_payload"
+
+
+def test_trace_context_is_passed_on_and_what_no_header_can_hold_is_not() -> None:
+    scene = Scene(None)
+    context = {"traceparent": "00-ab-cd-01", "x-datadog-trace-id": "7", "tracestate": "a\r\nb", "baggage": 5}
+    scene.deliver({"x": 1}, request_headers=context)
+    assert scene.calls[0].headers == {"traceparent": "00-ab-cd-01", "x-datadog-trace-id": "7"}
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    def send(self: ForwardTask, args: Any = None, kwargs: Any = None, **options: Any) -> None:
+        sent.append(options | {"args": args})
+
+    monkeypatch.setattr(ForwardTask, "apply_async", send)
+    return sent
+
+
+def test_a_task_that_goes_back_is_published_one_retry_older_and_stores_retry_first(
+    published: list[dict[str, Any]],
+) -> None:
+    scene = Scene(GoBack(InferenceBusy("busy")))
+    scene.deliver({"args": SECRET}, retries=4)
+    assert [(kind, meta["status"]) for kind, meta in scene.story] == [("stored", "RETRY")]
+    [options] = published
+    assert options["retries"] == 5
+    assert options["task_id"] == "t1"
+    assert options["priority"] == 3
+    assert options["routing_key"] == "q"
+    assert "sqs_message" not in options
+    assert SECRET not in options["argsrepr"]
+    assert scene.metrics.value("forwarder_tasks_total", queue="q", outcome="requeued") == 1
+
+
+def test_a_task_that_cant_go_back_is_requeued_and_not_published(
+    published: list[dict[str, Any]],
+) -> None:
+    scene = Scene(GoBack(InferenceBusy("busy")))
+    scene.backend.fails = True
+    traced = scene.deliver({"args": 1})
+    assert published == []
+    assert scene.story == []
+    assert traced.info.state == "REJECTED"
+    assert traced.info.retval.requeue is True
