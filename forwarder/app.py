@@ -60,7 +60,9 @@ class Composition:
         """Return the worker's Celery app with the task under each of its names."""
         app = client_app(self._settings, s3=self.s3)
         for name in TASK_NAMES:
-            app.register_task(ForwardTask(name=name, parts=self.parts.get))
+            app.register_task(
+                ForwardTask(name=name, parts=self.parts.get, track_started=self._settings.track_started)
+            )
         return app
 
     def close(self) -> None:
@@ -146,9 +148,6 @@ def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Cele
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        task_track_started=settings.track_started,
         task_create_missing_queues=False,
         worker_prefetch_multiplier=1,
         worker_consumer="forwarder.brokers.consumer:ForwarderConsumer",

@@ -76,9 +76,16 @@ class ForwardTask(Task[..., Any]):
     throws = (ForwarderError,)
     # Celery would put the response's repr into its log and its events.
     resultrepr_maxsize = 0
+    # Here and not left to the app's configuration: Celery copies that into the class, once.
+    acks_late = True
+    acks_on_failure_or_timeout = True  # a failure is stored like any result, and done
+    reject_on_worker_lost = True
+    ignore_result = False
+    serializer = "json"
 
-    def __init__(self, *, name: str, parts: Callable[[], Parts]) -> None:
+    def __init__(self, *, name: str, parts: Callable[[], Parts], track_started: bool) -> None:
         self.name = name
+        self.track_started = track_started
         self._parts = parts
 
     def run(self, *args: Any, **kwargs: Any) -> Any:

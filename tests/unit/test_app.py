@@ -9,15 +9,12 @@ from forwarder.forwarding.task import TASK_NAMES
 from forwarder.settings.model import Settings
 
 
-def test_acks_are_late_and_one_message_is_held_per_slot() -> None:
+def test_one_message_is_held_per_slot_and_only_json_is_read() -> None:
     conf = client_app(Settings()).conf
-    assert conf.task_acks_late is True
-    assert conf.task_reject_on_worker_lost is True
     assert conf.worker_prefetch_multiplier == 1
     assert conf.accept_content == ["json"]
     assert conf.task_serializer == conf.result_serializer == "json"
     assert conf.task_create_missing_queues is False
-    assert conf.task_track_started is False
 
 
 def test_started_is_tracked_where_it_is_asked_for() -> None:
@@ -30,6 +27,8 @@ def test_the_task_is_registered_under_each_of_its_names() -> None:
     assert set(TASK_NAMES) <= set(app.tasks)
     for name in TASK_NAMES:
         assert app.tasks[name].acks_late is True
+        assert app.tasks[name].reject_on_worker_lost is True
+        assert app.tasks[name].track_started is False
 
 
 def test_one_result_backend_serves_the_whole_process() -> None:

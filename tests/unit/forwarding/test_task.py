@@ -50,7 +50,7 @@ class Scene:
         self.app._backend_cache = self.backend  # type: ignore[attr-defined]  # what app.backend returns
         self.outcome = outcome
         self.parts = SimpleNamespace(forwarder=self, hooks=self, metrics=self.metrics)
-        self.task = ForwardTask(name="forwarder.forward", parts=lambda: self.parts)
+        self.task = ForwardTask(name="forwarder.forward", parts=lambda: self.parts, track_started=False)
         self.app.register_task(self.task)
 
     def forward(self, call: TaskCall) -> Any:
