@@ -12,6 +12,7 @@ from types import FrameType
 from forwarder import __version__, pool
 from forwarder.inference import readiness
 from forwarder.settings.model import Settings
+from forwarder.settings.redact import without_password
 from forwarder.telemetry import logs
 
 log = logging.getLogger(__name__)
@@ -21,37 +22,31 @@ def run(settings: Settings) -> int:
     """Run the worker until it is told to stop; return the process's exit code.
 
     Blocks for the life of the worker. SIGTERM ends it with 0 once the tasks in
-    flight are done, or at once while it still waits for the inference server.
-    Raises PoolError when the patch does not fit the pool.
+    flight are done, or at once (SystemExit) before it consumes. Raises PoolError
+    when the patch does not fit the pool.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)  # until Celery installs its own
     pool.verify(settings.pool)
     logs.configure(settings.log_level)
     log.info(
         "worker_start version=%s pool=%s concurrency=%d queues=%s broker=%s",
         __version__, settings.pool, settings.concurrency, ",".join(settings.queues), settings.broker_kind,
     )  # fmt: skip
-    try:
-        _wait_for_inference(settings)
-    except _Stopped:
-        log.info("worker_stopped before consuming")
-        return 0
+    readiness.wait_until_ready(
+        partial(readiness.probe, settings.health_url), url=without_password(settings.health_url)
+    )
     return _consume(settings)
 
 
-class _Stopped(Exception):
-    """SIGTERM or SIGINT arrived before there was a worker to stop."""
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """End a process that has nothing in flight yet, as a success.
 
-
-def _wait_for_inference(settings: Settings) -> None:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise _Stopped
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        readiness.wait_until_ready(partial(readiness.probe, settings.health_url), url=settings.health_url)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    A container's first process has no default action for SIGTERM: without a
+    handler it would start to consume after it was told to stop.
+    """
+    log.info("worker_stopped before consuming")
+    raise SystemExit(0)
 
 
 def _consume(settings: Settings) -> int:

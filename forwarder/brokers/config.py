@@ -36,7 +36,6 @@ def _redis(settings: Settings) -> dict[str, Any]:
             # Unset, many greenlets that ack at once run into MaxConnectionsError.
             "max_connections": settings.concurrency + SPARE_CONNECTIONS,
             "socket_keepalive": True,
-            "queue_order_strategy": "priority" if len(settings.queues) > 1 else "round_robin",
         },
     }
 

@@ -36,6 +36,11 @@ class ForwarderError(Exception):
 class InternalError(ForwarderError):
     """A bug in the worker, or something it did not foresee."""
 
+    @classmethod
+    def of(cls, error: BaseException) -> InternalError:
+        """Return the error that a result may carry for a foreign one: its text may quote the payload."""
+        return cls(f"internal error: {type(error).__name__}")
+
 
 class InvalidMessage(ForwarderError):
     """The broker message is not a Celery task message that can be decoded."""

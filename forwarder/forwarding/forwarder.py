@@ -114,7 +114,9 @@ class Forwarder:
                 )
                 if decision.action is Action.FAIL:
                     raise
-                failed = error
+                # Without its traceback: that refers to this frame, and a cycle would keep
+                # the body alive until the garbage collector comes by.
+                failed = error.with_traceback(None)
             log.info(
                 "inference_retry task_id=%s code=%s attempt=%d action=%s wait_s=%.2f",
                 call.task_id, failed.code, attempt + 1, decision.action.value, decision.wait_s,
@@ -130,7 +132,7 @@ class Forwarder:
         if payload.url is None:
             return encode_body(payload.body)
         if not payload.url.startswith("s3://"):
-            raise InvalidPayload("payload key 'url' must be an s3:// URL: no https host is allowed")
+            raise InvalidPayload("payload key 'url' must be an s3:// URL; https:// is not supported yet")
         return self.objects.read(payload.url, max_bytes=self.body_bytes_max)
 
     def _result(self, payload: Payload, answer: Answer) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -98,7 +99,7 @@ def decode_answer(answer: Answer) -> Any:
             return None
         raise EmptyResponse(f"the inference server answered {answer.status} with an empty body")
     try:
-        return json.loads(answer.body, parse_constant=_refuse_constant)
+        return _loads(answer.body)
     except RecursionError:
         reason = "nested too deeply"
     except UnicodeDecodeError:
@@ -182,6 +183,27 @@ def _optional_text(payload: Mapping[str, Any], key: str) -> str | None:
         return None
     if not isinstance(value, str) or not value:
         raise InvalidPayload(f"payload key {key!r} must be a non-empty string, got {_json_type(value)}")
+    return value
+
+
+def _loads(body: bytes) -> Any:
+    """Read JSON as other languages do: no NaN, and no number beyond a double.
+
+    A ``parse_float`` costs a call per number, so it is used only where the text
+    has what could overflow.
+    """
+    if _MAY_OVERFLOW.search(body):
+        return json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
+    return json.loads(body, parse_constant=_refuse_constant)
+
+
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("beyond a double")
     return value
 
 

@@ -16,8 +16,8 @@ class Answer:
     """One complete HTTP answer of the inference server.
 
     ``body`` is the undecoded body, at most the configured number of bytes.
-    ``headers`` has lower-case names. ``elapsed_s`` runs from the first byte sent
-    to the last byte read.
+    ``headers`` has lower-case names. ``elapsed_s`` runs from before the
+    connection is opened to the last byte read.
     """
 
     status: int

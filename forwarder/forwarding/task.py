@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
-from celery import Task
+from celery import Signature, Task
 from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
@@ -38,6 +38,10 @@ TRACE_HEADERS = (
 TRACE_HEADER_CHARS_MAX = 8192  # of a baggage string: https://www.w3.org/TR/baggage/
 
 
+#: Stands for the queue where it can't be told: several are consumed, and the message names none of them.
+NO_QUEUE = "unknown"
+
+
 class HookRunner(Protocol):
     """Runs every hook; never raises."""
 
@@ -57,12 +61,19 @@ class Parts(Protocol):
 
 
 class ForwardRequest(Request):
-    """Celery's request, which leaves expiry to the use case.
+    """Celery's request, which leaves expiry and time limits to the use case.
 
     Celery turns an expired task into REVOKED as it is received. Here it ends as
     every task does: a FAILURE with a code, a hook record, a log line; and a task
     that expires while it waits for a busy server is caught too.
+
+    A producer's time limit would end a task in its hooks, after its result was
+    stored, and make a failure of it. The worker's own deadlines bound the call.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.time_limits = (None, None)
 
     def maybe_expire(self) -> None:
         """Never expire here: :meth:`Forwarder.forward` does."""
@@ -101,7 +112,7 @@ class ForwardTask(Task[..., Any]):
             # The text of a foreign exception may quote the payload: its class and
             # the frame are enough to find the bug.
             log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
-            raise InternalError(f"internal error: {type(error).__name__}") from None
+            raise InternalError.of(error) from None
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
@@ -119,7 +130,7 @@ class ForwardTask(Task[..., Any]):
 
     def _finish(self, outcome: str, completion: Completion, args: Any, kwargs: Any) -> None:
         parts = self._parts()
-        queue = _queue(self.request)
+        queue = self._queue()
         total_s = parts.forwarder.waited_s(args[1] if len(args) > 1 else kwargs.get("arrival_timestamp"))
         parts.metrics.count("forwarder_tasks_total", queue=queue, outcome=outcome)
         if total_s is not None:
@@ -139,31 +150,46 @@ class ForwardTask(Task[..., Any]):
         quicker. Always raises.
         """
         request = self.request
-        self._parts().metrics.count("forwarder_tasks_total", queue=_queue(request), outcome="requeued")
+        queue = self._queue()
+        self._parts().metrics.count("forwarder_tasks_total", queue=queue, outcome="requeued")
+        if queue == NO_QUEUE:  # published by its own route it could end where nobody reads
+            raise Reject(error.code, requeue=True)
         try:
             self.backend.mark_as_retry(str(request.id), error, request=request)
-            self.signature_from_request(
-                request, retries=(request.retries or 0) + 1, **self._route()
-            ).apply_async()
+            self._again(queue).apply_async()
         except Exception as failure:  # noqa: BLE001 - the message goes back whatever it was
             log.warning("go_back_failed task_id=%s error=%s", request.id, type(failure).__name__)
             raise Reject(error.code, requeue=True) from None
         raise Ignore
 
-    def _route(self) -> dict[str, Any]:
-        """Return how a message gets back to the queue that it came from.
+    def _again(self, queue: str) -> Signature[Any]:
+        """Return the task as it is published again.
 
         Celery would copy the whole delivery info into the new message; on SQS
-        that is the received message with its body, and again at each retry.
+        that is the received message with its body, and once more at each retry.
         """
-        info = self.request.delivery_info or {}
-        name = info.get("routing_key")
-        if name in self.app.amqp.queues:
-            target: dict[str, Any] = {"queue": name}
-        else:  # a binding of the operator's
-            target = {"exchange": info.get("exchange") or "", "routing_key": name}
-        # The repr of the arguments travels in the headers, for other people's logs.
-        return target | {"priority": info.get("priority"), "argsrepr": "(...)", "kwargsrepr": "{...}"}
+        request = self.request
+        return self.signature_from_request(
+            request,
+            retries=(request.retries or 0) + 1,
+            queue=queue,
+            priority=(request.delivery_info or {}).get("priority"),
+            # The repr of the arguments travels in the headers, for other people's logs.
+            argsrepr="(...)",
+            kwargsrepr="{...}",
+        )
+
+    def _queue(self) -> str:
+        """Return which of the worker's queues the message came from.
+
+        Only AMQP's broker writes the routing key; on Redis and SQS it is whatever
+        the producer wrote, so it is believed only where it names a queue of ours.
+        """
+        queues = self.app.amqp.queues
+        name = (self.request.delivery_info or {}).get("routing_key")
+        if isinstance(name, str) and name in queues:
+            return name
+        return str(next(iter(queues))) if len(queues) == 1 else NO_QUEUE
 
 
 def _call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskCall:
@@ -198,10 +224,6 @@ def _trace_headers(request: Any) -> dict[str, str]:
 
 def _payload(args: Any, kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else kwargs.get("payload")
-
-
-def _queue(request: Any) -> str:
-    return str((request.delivery_info or {}).get("routing_key") or "")
 
 
 def _where(error: BaseException) -> str:

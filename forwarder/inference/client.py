@@ -7,7 +7,7 @@ import http.client
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -57,50 +57,39 @@ class InferenceClient:
         self._idle: deque[http.client.HTTPConnection] = deque()
 
     def __repr__(self) -> str:
-        return f"<InferenceClient {self._host}:{self._port}{self._target} idle={len(self._idle)}>"
+        return f"<InferenceClient {self._host}:{self._port} idle={len(self._idle)}>"
 
     def predict(self, body: bytes, *, headers: Mapping[str, str]) -> Answer:
         """POST one JSON body and return the whole answer, whatever its status.
 
-        Blocks for at most the total deadline. Raises InferenceUnreachable when
-        there is no connection or it breaks, InferenceTimeout past a deadline,
-        ResponseTooLarge past the bound, InvalidResponse for what is not HTTP.
-        The connection is closed whenever the call does not end with an answer:
-        that is how most servers learn that nobody waits any more.
+        Blocks for at most the total deadline, after the connect timeout for each of
+        the host's addresses. Raises InferenceUnreachable when there is no
+        connection or it breaks, InferenceTimeout past a deadline, ResponseTooLarge
+        past the bound, InvalidResponse for what is not HTTP. The connection is
+        closed whenever the call does not end with an answer: that is how most
+        servers learn that nobody waits any more.
         """
         started = self._monotonic()
         deadline = started + self._total_timeout_s
         connection = self._take()
-        done = False
+        response = None
+        reusable = False
         try:
-            if connection.sock is None:
-                _connect(connection)
-            sock = cast(DeadlineSocket, connection.sock)
-            sock.arm(deadline=deadline, read_timeout_s=self._read_timeout_s)
-            # A broken pipe may be a server that answered "busy" without reading the body.
-            with contextlib.suppress(BrokenPipeError):
-                connection.request(
-                    "POST", self._target, body, {"Content-Type": "application/json", **headers}
-                )
-            response = connection.getresponse()
-            content = self._read(response)
-            done = not response.will_close
-        except TimeoutError:
-            raise self._timeout(deadline) from None
-        except http.client.RemoteDisconnected:
-            raise InferenceUnreachable(
-                "the inference server closed the connection before answering"
-            ) from None
-        except http.client.IncompleteRead:
-            raise InferenceUnreachable("the inference server's answer broke off") from None
-        except (http.client.HTTPException, ValueError):
-            raise InvalidResponse("the inference server's answer is not HTTP") from None
-        except OSError as error:
-            raise InferenceUnreachable(f"connection to the inference server broke: {_name(error)}") from None
+            with self._translated(deadline):
+                sent = self._send(connection, body, headers, deadline=deadline)
+                response = connection.getresponse()
+                if response.status < 200:
+                    # http.client takes an interim answer for the last one; the real one
+                    # would be read as the answer to the next request.
+                    raise InvalidResponse(f"the inference server sent an interim answer ({response.status})")
+                content = self._read(response)
+            reusable = sent and not response.will_close
         finally:
-            if done and len(self._idle) < self._idle_max:
+            if reusable and len(self._idle) < self._idle_max:
                 self._idle.append(connection)
             else:
+                if response is not None:
+                    response.close()
                 connection.close()
         return Answer(
             status=response.status,
@@ -125,6 +114,42 @@ class InferenceClient:
         if self._tls is None:
             return _Connection(self._host, self._port, self._monotonic, **kwargs)
         return _TLSConnection(self._host, self._port, self._monotonic, context=self._tls, **kwargs)
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        deadline: float,
+    ) -> bool:
+        """Send the request; return False if the server closed before it had read all of it."""
+        if connection.sock is None:
+            _connect(connection)
+        sock = cast(DeadlineSocket, connection.sock)
+        sock.arm(deadline=deadline, silence_s=self._read_timeout_s)
+        try:
+            connection.request("POST", self._target, body, {"Content-Type": "application/json", **headers})
+        except (BrokenPipeError, ConnectionResetError):
+            return False  # it may have answered "busy" or "too large" first
+        return True
+
+    @contextlib.contextmanager
+    def _translated(self, deadline: float) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            raise self._timeout(deadline) from None
+        except http.client.RemoteDisconnected:
+            raise InferenceUnreachable(
+                "the inference server closed the connection before answering"
+            ) from None
+        except http.client.IncompleteRead:
+            raise InferenceUnreachable("the inference server's answer broke off") from None
+        except (http.client.HTTPException, ValueError):
+            raise InvalidResponse("the inference server's answer is not HTTP") from None
+        except OSError as error:
+            raise InferenceUnreachable(f"connection to the inference server broke: {_name(error)}") from None
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         limit = self._response_bytes_max

@@ -21,32 +21,34 @@ if TYPE_CHECKING:
 class DeadlineSocket:
     """Wraps a connected socket (plain or TLS) for :mod:`http.client`.
 
-    ``arm`` must be called before each request. Reads and writes raise
-    TimeoutError when one takes longer than the read timeout or when the
-    deadline has passed.
+    ``arm`` must be called before each request. A read or a write raises
+    TimeoutError when the other side is silent, or takes nothing, for longer than
+    the bound on silence, or when the deadline has passed.
     """
 
     def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
         self._sock = sock
         self._monotonic = monotonic
         self._deadline = 0.0
-        self._read_timeout_s = 0.0
+        self._silence_s = 0.0
         self._readers = 0
         self._closing = False
 
-    def arm(self, *, deadline: float, read_timeout_s: float) -> None:
-        """Set the deadline (on the monotonic clock) of the next request."""
+    def arm(self, *, deadline: float, silence_s: float) -> None:
+        """Set the deadline (on the monotonic clock) and the bound on silence of the next request."""
         self._deadline = deadline
-        self._read_timeout_s = read_timeout_s
+        self._silence_s = silence_s
 
     def sendall(self, data: ReadableBuffer) -> None:
         """Send everything before the deadline, or raise TimeoutError."""
-        self._sock.settimeout(self._left_s())
-        self._sock.sendall(data)
+        left = memoryview(data).cast("B")
+        while left:
+            self._sock.settimeout(self._left_s())
+            left = left[self._sock.send(left) :]
 
     def recv_into(self, buffer: WriteableBuffer) -> int:
-        """Read what is there, waiting for at most the read timeout and the deadline."""
-        self._sock.settimeout(min(self._read_timeout_s, self._left_s()))
+        """Read what is there, or raise TimeoutError."""
+        self._sock.settimeout(self._left_s())
         return self._sock.recv_into(buffer)
 
     def makefile(self, mode: str = "rb", *_: Any, **__: Any) -> io.BufferedReader:
@@ -91,7 +93,7 @@ class DeadlineSocket:
         left_s = self._deadline - self._monotonic()
         if left_s <= 0:
             raise TimeoutError("deadline passed")
-        return left_s
+        return min(left_s, self._silence_s)
 
 
 class _Reader(io.RawIOBase):

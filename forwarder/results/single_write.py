@@ -81,4 +81,4 @@ def as_forwarder_error(exc: BaseException) -> ForwarderError:
         return ResultTooLarge(str(exc))
     if isinstance(exc, EncodeError):
         return InvalidResponse("the response can't be stored as JSON")
-    return InternalError(f"internal error: {type(exc).__name__}")
+    return InternalError.of(exc)

@@ -19,6 +19,19 @@ QUIETED = (
 )
 
 
+class OneLine(logging.Formatter):
+    """A formatter for which a message is one line, whatever a sender put into a task's id."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Return the line with its control characters escaped; a traceback still follows below."""
+        text = super().formatMessage(record)
+        return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def configure(level: str) -> None:
     """Set the root logger up. Called once a process, before Celery starts."""
     logging.config.dictConfig(
@@ -27,6 +40,7 @@ def configure(level: str) -> None:
             "disable_existing_loggers": False,
             "formatters": {
                 "line": {
+                    "()": OneLine,
                     "format": "%(asctime)s.%(msecs)03d %(levelname)s %(process)d %(name)s: %(message)s",
                     "datefmt": "%Y-%m-%dT%H:%M:%S",
                 }

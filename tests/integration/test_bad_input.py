@@ -170,6 +170,7 @@ OTHER_ANSWERS: list[tuple[dict[str, Any], Any, int]] = [
 ]
 
 
+@pytest.mark.parametrize("bad_answers", ["prefork", "gevent"], indirect=True)
 def test_every_bad_answer_gets_its_code(bad_answers: tuple[Producer, Any]) -> None:
     sender, running = bad_answers
     sent = [
@@ -209,20 +210,24 @@ def test_a_busy_server_is_asked_again_until_it_answers(
 
 @pytest.fixture
 def bad_answers(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    request: pytest.FixtureRequest,
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
 ) -> tuple[Producer, Any]:
     """A worker with short deadlines, and its producer."""
     env = {
         "FORWARDER_BROKER_URL": valkey.url,
         "FORWARDER_RESULT_BACKEND": valkey.url,
-        "FORWARDER_CONCURRENCY": "20",
+        "FORWARDER_CONCURRENCY": "10",
         "FORWARDER_TASK_TIMEOUT_S": "2",
         "FORWARDER_READ_TIMEOUT_S": "1",
         "FORWARDER_RESPONSE_BYTES_MAX": "1000000",
         "FORWARDER_RETRY_SLOT_S": "3",
         "FORWARDER_MAX_RETRIES": "1",
     }
-    running = worker(pool="gevent", env=env | model_server.env)
+    running = worker(pool=getattr(request, "param", "gevent"), env=env | model_server.env)
     running.wait_ready()
     return producer(broker_url=valkey.url, backend=valkey.url), running
 

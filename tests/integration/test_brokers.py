@@ -144,6 +144,15 @@ def test_sqs(
     assert set(depth.values()) == {"0"}
 
 
+def test_rabbitmq_with_results_in_s3(
+    rabbitmq: RabbitMQ, moto: Moto, tasks_are_done: Callable[[Route, str], Producer]
+) -> None:
+    route = Route()
+    route.over_url(rabbitmq.url)
+    route.results_in_s3(moto)
+    tasks_are_done(route, "gevent")
+
+
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 @pytest.mark.parametrize("made_by", ["worker", "operator"])

@@ -109,26 +109,38 @@ def test_a_call_that_gives_no_whole_answer_ends_with_its_error_and_closes_its_co
 def test_an_answer_just_within_the_bound_is_taken(model_server: ModelServer) -> None:
     client = make_client(model_server.predict_url, response_bytes_max=50_002)
     assert len(ask(client, huge_bytes=50_000).body) == 50_002
+    client.close()
+
+
+class Scripted:
+    """Answers one connection with these bytes, whatever is asked.
+
+    With ``hang`` it then waits for the client to close, and sets ``closed``;
+    with ``rude`` it closes without reading what the client still sends.
+    """
+
+    def __init__(self, raw_answer: bytes, *, hang: bool = False, rude: bool = False) -> None:
+        self.closed = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/predict"
+        threading.Thread(target=self._serve, args=(raw_answer, hang, rude), daemon=True).start()
+
+    def _serve(self, raw_answer: bytes, hang: bool, rude: bool) -> None:
+        with self._listener:
+            connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(10)
+            connection.recv(65536)
+            connection.sendall(raw_answer)
+            if not hang:
+                connection.shutdown(socket.SHUT_WR)
+            while not rude and connection.recv(65536):
+                pass
+        self.closed.set()
 
 
 def scripted_server(raw_answer: bytes, *, hang: bool = False) -> str:
-    """Serve one connection with these bytes, whatever is asked; return the URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        with listener:
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(10)
-                connection.recv(65536)
-                connection.sendall(raw_answer)
-                if not hang:
-                    connection.shutdown(socket.SHUT_WR)
-                while connection.recv(65536):  # a close with unread input would reset the connection
-                    pass
-
-    threading.Thread(target=serve, daemon=True).start()
-    return f"http://127.0.0.1:{listener.getsockname()[1]}/predict"
+    return Scripted(raw_answer, hang=hang).url
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,44 @@ def test_a_chunked_answer_that_breaks_off_is_unreachable() -> None:
     url = scripted_server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc")
     with pytest.raises(InferenceUnreachable):
         ask(make_client(url))
+
+
+@pytest.mark.parametrize("status", [102, 103])
+def test_an_interim_answer_is_never_followed_by_another_tasks_answer(status: int) -> None:
+    """http.client would leave the real answer in the connection, for whoever asks next."""
+    raw = f"HTTP/1.1 {status} Early\r\n\r\n".encode() + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    server = Scripted(raw, hang=True)
+    client = make_client(server.url)
+    with pytest.raises(InvalidResponse, match="interim"):
+        ask(client)
+    assert server.closed.wait(5)
+    assert "idle=0" in repr(client)
+
+
+def test_an_answer_that_comes_before_the_body_was_read_is_taken() -> None:
+    raw = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\n{}"
+    for _ in range(5):
+        client = make_client(Scripted(raw, rude=True).url)
+        assert client.predict(b"x" * 5_000_000, headers={}).status == 413
+        assert "idle=0" in repr(client)
+
+
+def test_a_server_that_stops_reading_the_body_is_given_up() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/predict"
+    started = time.monotonic()
+    with listener, pytest.raises(InferenceTimeout):
+        make_client(url, read_timeout_s=0.5).predict(b"x" * 50_000_000, headers={})
+    assert time.monotonic() - started < 4
+
+
+def test_the_server_learns_at_once_that_nobody_waits_any_more() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 1000
+    server = Scripted(raw, hang=True)
+    with pytest.raises(ResponseTooLarge) as caught:
+        ask(make_client(server.url))
+    assert server.closed.wait(5), "not only once the exception is forgotten"
+    assert caught.value.code == "response_too_large"
 
 
 def test_an_answer_without_a_length_ends_with_the_connection() -> None:

@@ -6,6 +6,7 @@ import socket
 from typing import Any, NoReturn
 
 import pytest
+import urllib3  # noqa: F401 - binds a socket when it is imported, to see whether there is IPv6
 
 
 @pytest.fixture(autouse=True)

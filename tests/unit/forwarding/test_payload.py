@@ -118,13 +118,26 @@ def test_a_body_is_sent_as_utf8() -> None:
         (b"", 500, None),
         (b"\xff\xfe", 500, "\ufffd\ufffd"),
         (b"NaN", 500, "NaN"),
+        (b'{"x": 1e300, "text": "E999"}', 200, {"x": 1e300, "text": "E999"}),
     ],
 )
 def test_an_answer_becomes_a_response(body: bytes, status: int, response: Any) -> None:
     assert decode_answer(answer(body, status)) == response
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"{", b'{"x": NaN}', b"\xff\xfe{}", b"[" * 200_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>",
+        b"{",
+        b'{"x": NaN}',
+        b'{"x": 1e999}',
+        b'{"x": -1E+400}',
+        b"1" * 400 + b".0",
+        b"\xff\xfe{}",
+        b"[" * 200_000,
+    ],
+)
 @pytest.mark.parametrize("status", [200, 302])
 def test_an_answer_that_is_no_json_is_an_invalid_response(body: bytes, status: int) -> None:
     with pytest.raises(errors.InvalidResponse) as caught:

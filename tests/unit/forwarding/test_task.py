@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
+from kombu import Queue
 
 from forwarder.forwarding.errors import InferenceBusy, InvalidPayload
 from forwarder.forwarding.forwarder import GoBack, TaskCall
@@ -40,11 +41,12 @@ class Backend(SingleWriteBackend):
 class Scene:
     """One task, its use case, and a story of what happened in which order."""
 
-    def __init__(self, outcome: Any) -> None:
+    def __init__(self, outcome: Any, queues: Sequence[str] = ("q",)) -> None:
         self.story: list[Any] = []
         self.calls: list[TaskCall] = []
         self.metrics = ProcessMetrics()
         self.app = Celery("test", set_as_current=False, broker="memory://")
+        self.app.conf.task_queues = [Queue(name) for name in queues]
         self.backend = Backend(app=self.app)
         self.backend.story = self.story
         self.app._backend_cache = self.backend  # type: ignore[attr-defined]  # what app.backend returns
@@ -164,10 +166,28 @@ def test_a_task_that_goes_back_is_published_one_retry_older_and_stores_retry_fir
     assert options["retries"] == 5
     assert options["task_id"] == "t1"
     assert options["priority"] == 3
-    assert options["routing_key"] == "q"
+    assert options["queue"] == "q"
+    assert not {"exchange", "routing_key"} & set(options)
     assert "sqs_message" not in options
     assert SECRET not in options["argsrepr"]
     assert scene.metrics.value("forwarder_tasks_total", queue="q", outcome="requeued") == 1
+
+
+def test_a_route_that_the_producer_made_up_does_not_lead_the_task_astray(
+    published: list[dict[str, Any]],
+) -> None:
+    """On Redis any exchange and routing key may stand in a message; one that leads nowhere drops it."""
+    scene = Scene(GoBack(InferenceBusy("busy")), queues=["other"])
+    scene.deliver({"args": 1})
+    assert published[0]["queue"] == "other"
+
+
+def test_a_task_whose_queue_cant_be_told_is_requeued(published: list[dict[str, Any]]) -> None:
+    scene = Scene(GoBack(InferenceBusy("busy")), queues=["a", "b"])
+    traced = scene.deliver({"args": 1})
+    assert published == []
+    assert traced.info.retval.requeue is True
+    assert scene.metrics.value("forwarder_tasks_total", queue="unknown", outcome="requeued") == 1
 
 
 def test_a_task_that_cant_go_back_is_requeued_and_not_published(

@@ -15,7 +15,7 @@ class Pair:
         self.near, self.far = socket.socketpair()
         self.now = 100.0
         self.sock = DeadlineSocket(self.near, lambda: self.now)
-        self.sock.arm(deadline=110.0, read_timeout_s=4.0)
+        self.sock.arm(deadline=110.0, silence_s=4.0)
 
 
 @pytest.fixture
