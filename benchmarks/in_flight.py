@@ -70,8 +70,7 @@ def measure(pool: str, *, valkey: Valkey, model: ModelServer, in_flight: int, ta
     }
     with running(pool, env) as worker, sending(valkey) as producer:
         held = send(producer, 3 * in_flight, sleep_s=HELD_S)
-        while model.stats()["in_flight"] < in_flight:
-            time.sleep(0.02)
+        model.wait_in_flight(in_flight)
         full = memory(worker.pid)
         check(held)
         consumer = psutil.Process(worker.pid)

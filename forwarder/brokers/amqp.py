@@ -8,6 +8,8 @@ from amqp.exceptions import NotFound
 from kombu import Queue
 from kombu.transport import pyamqp
 
+from forwarder.brokers.stopping import StopsAtOnce
+
 
 class AdoptedQueue(Queue):
     """A queue that is consumed with whatever arguments it was created with.
@@ -32,7 +34,7 @@ class AdoptedQueue(Queue):
         return str(self.name)
 
 
-class AMQPTransport(pyamqp.Transport):
+class AMQPTransport(StopsAtOnce, pyamqp.Transport):
     """kombu's transport with the prefetch count per consumer.
 
     Celery asks for a count that all consumers of the channel share, which

@@ -15,6 +15,8 @@ from typing import Any
 
 from kombu.transport import redis, virtual
 
+from forwarder.brokers.stopping import StopsAtOnce
+
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,7 @@ class GuardedChannel(redis.Channel):
             return True
 
 
-class RedisTransport(redis.Transport):
+class RedisTransport(StopsAtOnce, redis.Transport):  # type: ignore[misc]  # the stubs disagree
     """kombu's Redis transport with the guarded channel."""
 
     Channel = GuardedChannel

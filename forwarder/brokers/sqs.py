@@ -1,4 +1,4 @@
-"""SQS: a body that can't be read must not stop the worker, and a stopping worker takes no more.
+"""SQS: a body that can't be read must not stop the worker.
 
 A file of its own, because kombu's SQS transport imports boto3.
 """
@@ -7,22 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.worker import state
 from kombu.transport import SQS
+
+from forwarder.brokers.stopping import StopsAtOnce
 
 
 class GuardedChannel(SQS.Channel):
-    """kombu's channel, but a body that is no envelope becomes an empty one.
-
-    And a worker that was told to stop asks for no more messages: Celery's
-    blocking loop runs once more after that, which is one more long poll to wait
-    for and ten more messages to take.
-    """
-
-    def _receive_message(self, *args: Any, **kwargs: Any) -> Any:
-        if state.should_stop is not None:
-            return {}
-        return super()._receive_message(*args, **kwargs)  # type: ignore[misc]
+    """kombu's channel, but a body that is no envelope becomes an empty one."""
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: str) -> Any:
         try:
@@ -31,7 +22,7 @@ class GuardedChannel(SQS.Channel):
             return self._envelope_payload({}, "", message, q_url)  # type: ignore[attr-defined]
 
 
-class SQSTransport(SQS.Transport):
+class SQSTransport(StopsAtOnce, SQS.Transport):  # type: ignore[misc]  # the stubs disagree
     """kombu's SQS transport with the guarded channel."""
 
     Channel = GuardedChannel

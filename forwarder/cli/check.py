@@ -12,6 +12,7 @@ from forwarder.cli.exits import OK, UNREACHABLE
 from forwarder.cli.options import SettingsCommand, with_settings
 from forwarder.cli.probes import Finding, findings, probes_for
 from forwarder.settings import Resolved, Settings
+from forwarder.settings.coherence import check_packages
 from forwarder.settings.spec import value_of
 from forwarder.settings.table import GROUPS, SPECS
 
@@ -22,9 +23,13 @@ from forwarder.settings.table import GROUPS, SPECS
 def check(resolved: Resolved, as_json: bool) -> int:
     """Show the settings in effect and try every service that a worker needs.
 
-    Passwords and keys are not shown. Exits with 0 if a worker would work, 2 if
-    a setting can't work, 3 if a service does not answer as it must.
+    Passwords and keys are not shown. Results in S3 are tried with a small object
+    forwarder-check-ID, which is deleted again. Not tried, and so not proven:
+    taking a task from the queue, firehose:PutRecord, the receiver of callbacks,
+    objects that payloads name. Exits with 0 if a worker would work, 2 if a
+    setting can't work, 3 if a service does not answer as it must.
     """
+    check_packages(resolved.settings)
     if not as_json:
         click.echo(settings_table(resolved))
     found = findings(probes_for(resolved.settings), secrets=_secrets(resolved.settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import cast
 
@@ -12,6 +13,7 @@ from forwarder import __version__
 from forwarder.cli.exits import FAILED, OK, WRONG_USAGE
 from forwarder.cli.options import SettingsCommand
 from forwarder.settings import SettingsError
+from forwarder.settings.aws import unify_region
 
 _DEFAULT = "run"
 
@@ -73,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     Messages for the operator go to standard error, one line where a setting is
     wrong. Blocks for as long as the command does.
     """
+    unify_region(os.environ)
     try:
         code = commands.main(args=argv, prog_name="forwarder", standalone_mode=False)
     except SettingsError as error:

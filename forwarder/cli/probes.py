@@ -1,7 +1,7 @@
 """What ``check`` asks the services that a worker needs: one small real call to each.
 
-A probe returns what it saw and raises whatever its client raises; nothing is
-created, sent or changed anywhere.
+A probe returns what it saw and raises whatever its client raises. Nothing stays
+changed anywhere, but for the object in S3 that may not be deleted again.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from forwarder.inference import readiness
 from forwarder.settings.model import Settings
 from forwarder.settings.redact import without_password
 
 if TYPE_CHECKING:
-    from forwarder.cloud.session import AwsSession
+    from forwarder.cloud.session import ClientFactory
 
 TIMEOUT_S = 3.0
+
+#: S3's word and Firehose's for "these credentials may not".
+_DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException"})
 
 _AWS_REMEDIES = {
     "NoRegionError": "set AWS_REGION",
@@ -80,14 +83,14 @@ def probes_for(settings: Settings) -> list[Probe]:
     probes.append(Probe("inference server", partial(_ask_inference, settings), remedy))
     if "logging" in settings.hooks:
         remedy = (
-            "let these credentials assume --firehose-role-arn and call firehose:DescribeDeliveryStream "
-            "on --firehose-stream"
+            "set --firehose-stream (FORWARDER_FIREHOSE_STREAM) to an active stream, and "
+            "--firehose-role-arn (FORWARDER_FIREHOSE_ROLE_ARN) to a role that these credentials may assume"
         )
         probes.append(Probe("firehose", partial(_ask_firehose, settings, aws), remedy))
     return probes
 
 
-SessionFactory = Callable[[], "AwsSession"]
+SessionFactory = Callable[[], "ClientFactory"]
 
 
 def _broker_probe(settings: Settings, aws: SessionFactory) -> Probe:
@@ -102,7 +105,7 @@ def _broker_probe(settings: Settings, aws: SessionFactory) -> Probe:
 
 def _result_probe(settings: Settings, aws: SessionFactory) -> Probe:
     if settings.result_backend.startswith("s3://"):
-        remedy = "set --result-backend (FORWARDER_RESULT_BACKEND) to a bucket that these credentials may use"
+        remedy = "set --result-backend (FORWARDER_RESULT_BACKEND) to where these credentials may put objects"
         return Probe("results", partial(_ask_s3, settings, aws), remedy)
     remedy = "start Redis, or set --result-backend (FORWARDER_RESULT_BACKEND), user and password included"
     return Probe("results", partial(_ask_redis_results, settings), remedy)
@@ -127,8 +130,6 @@ def _ask_redis_results(settings: Settings) -> str:
 
 
 def _ask_sqs(settings: Settings, aws: SessionFactory) -> str:
-    if settings.pool == "prefork" and find_spec("pycurl") is None:
-        raise NotWorking("prefork with SQS needs pycurl: pip install 'forwarder[sqs]', or use --pool gevent")
     answer = aws().client("sqs").get_queue_attributes(
         QueueUrl=settings.sqs_url, AttributeNames=["VisibilityTimeout", "ApproximateNumberOfMessages"]
     )  # fmt: skip
@@ -144,9 +145,28 @@ def _ask_sqs(settings: Settings, aws: SessionFactory) -> str:
 
 
 def _ask_s3(settings: Settings, aws: SessionFactory) -> str:
-    bucket = settings.result_backend.removeprefix("s3://").partition("/")[0]
-    aws().client("s3").head_bucket(Bucket=bucket)
-    return f"bucket {bucket} is there"
+    """Store an object as the worker stores results; it need be allowed neither to read nor to delete it."""
+    from forwarder.app import client_app
+    from forwarder.cloud.per_process import PerProcess
+    from forwarder.cloud.session import s3_client
+
+    s3 = PerProcess(lambda: s3_client(aws(), max_pool_connections=1))
+    backend: Any = client_app(settings, s3=s3).backend
+    name, text = f"forwarder-check-{uuid4()}", "{}"
+
+    def read_back() -> None:
+        if backend.get(name) != text:
+            raise NotWorking(f"{settings.result_backend} did not return what was written")
+
+    backend.set(name, text)
+    detail = f"{settings.result_backend} takes results"
+    try:
+        if not _allowed(read_back):
+            detail += "; not read back: no s3:GetObject"
+    finally:
+        if not _allowed(partial(backend.delete, name)):
+            detail += f"; the object {name} stays there: no s3:DeleteObject"
+    return detail
 
 
 def _ask_inference(settings: Settings) -> str:
@@ -157,19 +177,41 @@ def _ask_inference(settings: Settings) -> str:
 
 
 def _ask_firehose(settings: Settings, aws: SessionFactory) -> str:
+    from botocore.exceptions import ClientError
+
     from forwarder.cloud.session import firehose_client_builder
 
     build = firehose_client_builder(
         session=aws(), role_arn=settings.firehose_role_arn, max_pool_connections=1
     )
-    answer = build().client.describe_delivery_stream(DeliveryStreamName=settings.firehose_stream)
+    client = build().client
+    try:
+        answer = client.describe_delivery_stream(DeliveryStreamName=settings.firehose_stream)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in _DENIED_CODES:
+            raise
+        # The worker only puts records: its role may lack the right to look at the stream.
+        return f"stream {settings.firehose_stream} not verified: no firehose:DescribeDeliveryStream"
     status = answer["DeliveryStreamDescription"]["DeliveryStreamStatus"]
     if status != "ACTIVE":
         raise NotWorking(f"stream {settings.firehose_stream} is {status}")
     return f"stream {settings.firehose_stream} is {status}"
 
 
-def _impatient_session() -> AwsSession:
+def _allowed(call: Callable[[], object]) -> bool:
+    """Make a call that no worker needs; return whether these credentials may make it."""
+    from botocore.exceptions import ClientError
+
+    try:
+        call()
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in _DENIED_CODES:
+            raise
+        return False
+    return True
+
+
+def _impatient_session() -> ClientFactory:
     from botocore.config import Config
 
     from forwarder.cloud.session import AwsSession

@@ -15,7 +15,6 @@ from forwarder.cli.exits import FAILED, OK
 from forwarder.cli.options import SettingsCommand, with_settings
 from forwarder.settings import Resolved
 
-TASK_NAME = "forwarder.forward"
 _STANDARD_INPUT = "-"
 
 
@@ -54,11 +53,13 @@ def submit(
     time, with 3 if the broker or the results can't be reached.
     """
     body = read_payload(payload, path)
+    from forwarder.forwarding.task import TASK_NAMES  # late: it brings Celery, which --help can do without
+
     task_id = task_id or str(uuid.uuid4())
     with tasks.reaching("the broker"):
         # Sending needs no results: Celery would subscribe to them and wait for a lost store.
         tasks.impatient_app(resolved.settings, results=False).send_task(
-            TASK_NAME,
+            TASK_NAMES[0],
             args=(body,),
             task_id=task_id,
             queue=resolved.settings.queues[0],

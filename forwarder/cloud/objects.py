@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from forwarder.cloud.errors import error_code
+from forwarder.aws_errors import describe
 from forwarder.forwarding.errors import ForwarderError, InputUnavailable, InvalidPayload, OutputUnavailable
 
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; upper case and
@@ -75,5 +75,6 @@ def _translated(to: type[ForwarderError], message: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError) as error:
-        # A word of AWS's ("NoSuchKey") or a class name: no account, no role, no address.
-        raise to(message, error_code(error) or type(error).__name__) from error
+        # Not chained: Celery and ddtrace send the whole chain of a failed task out, and AWS's
+        # messages name accounts, keys and addresses.
+        raise to(message, describe(error)) from None

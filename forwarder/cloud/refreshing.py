@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from forwarder.cloud.errors import describe
+from forwarder.aws_errors import NoClientError, describe
+from forwarder.backoff import Backoff
 from forwarder.forwarding.ports import Metrics
 
 log = logging.getLogger(__name__)
@@ -22,22 +23,18 @@ C = TypeVar("C")
 LEAD_MAX_S = 600.0
 LEAD_FRACTION = 1 / 6
 
-#: Longest wait between failed builds. A client that still serves can wait; with none
-#: at hand records are failing, so the service is asked more often.
-RETRY_BASE_S = 1.0
-RETRY_MAX_SERVING_S = 30.0
-RETRY_MAX_STARVED_S = 5.0
+#: Waits between failed builds. A client that still serves can wait; with none at hand
+#: records are failing, so the service is asked more often.
+BACKOFF_SERVING = Backoff(base_s=1.0, max_s=30.0)
+BACKOFF_STARVED = Backoff(base_s=1.0, max_s=5.0)
+
+#: After so many failed builds in a row the trouble is no blip: with the waits above they
+#: take three seconds at least, and botocore's own tries within each come on top.
+LASTING_FAILURES = 4
 
 #: A client younger than this is not thrown away on its user's word: if its credentials
 #: are refused already, new ones would be too, and every record would cost a build.
 DISCARD_AGE_MIN_S = 10.0
-
-
-class NoClientError(Exception):
-    """There is no client with valid credentials, and building one failed.
-
-    The message names the service and the cause's class; the cause is chained.
-    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,18 +187,18 @@ class RefreshingClient(Generic[C]):
 
     def _retry_in_s(self, now: float) -> float:
         held = self._held
-        serving = held is not None and now < held.expires_at
-        if not serving and self._failures == 1:
+        if held is not None and now < held.expires_at:
+            return min(BACKOFF_SERVING.wait_s(self._failures, self._uniform), held.expires_at - now)
+        if self._failures == 1:
             return 0.0  # one failure with nothing to fall back on: the next record tries again
-        longest_s = RETRY_MAX_SERVING_S if serving else RETRY_MAX_STARVED_S
-        bound_s = min(longest_s, RETRY_BASE_S * 2.0 ** min(self._failures - 1, 10))
-        wait_s = self._uniform(bound_s / 2, bound_s)
-        if held is not None and serving:
-            wait_s = min(wait_s, held.expires_at - now)
-        return wait_s
+        return BACKOFF_STARVED.wait_s(self._failures, self._uniform)
 
     def _unavailable(self) -> NoClientError:
-        return NoClientError(f"no {self._service} client with valid credentials")
+        return NoClientError(
+            f"no {self._service} client with valid credentials",
+            retry_in_s=max(0.0, self._retry_at - self._clock()),
+            lasting=self._failures >= LASTING_FAILURES,
+        )
 
 
 def _schedule(built: Built[C], built_at: float) -> _Held[C]:

@@ -71,10 +71,11 @@ class AwsSession:
         ``max_attempts`` counts the first try; botocore waits with jittered
         backoff between them. ``credentials`` is the ``Credentials`` object of an
         STS answer; without it the ambient credentials are used, which renew
-        themselves. Takes about 130 ms of CPU and makes no request. Raises
+        themselves. Takes about 130 ms of CPU and asks the service nothing. Raises
         botocore's NoRegionError and the like when the environment lacks something.
         """
         from botocore.config import Config
+        from botocore.exceptions import NoCredentialsError
 
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
@@ -93,6 +94,10 @@ class AwsSession:
                 "aws_session_token": credentials["SessionToken"],
             }
         with self._lock:
+            if credentials is None and self._session.get_credentials() is None:
+                # Some sources answer late (the metadata service of a starting pod). A client made
+                # without credentials would be kept, and never look again.
+                raise NoCredentialsError
             return self._session.client(service, config=config, **keys)  # type: ignore[call-overload]
 
 

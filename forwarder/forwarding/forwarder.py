@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from forwarder.backoff import parse_retry_after
 from forwarder.forwarding.errors import Expired, ForwarderError, InferenceBusy, InvalidPayload
 from forwarder.forwarding.payload import (
     Payload,
@@ -25,9 +26,6 @@ log = logging.getLogger(__name__)
 
 #: Too many requests, service unavailable, and "overloaded" as some servers say it.
 BUSY_STATUSES = frozenset({429, 503, 529})
-
-#: A server that asks for a longer pause than this is not believed.
-RETRY_AFTER_MAX_S = 3600.0
 
 
 class GoBack(Exception):
@@ -144,23 +142,3 @@ class Forwarder:
     def _refuse_if_expired(self, expires: datetime | None) -> None:
         if expires is not None and self.now() >= expires:
             raise Expired(f"the task expired at {expires.isoformat()}")
-
-
-def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
-    """Return a Retry-After header in seconds (0 to 3,600), None when absent or unreadable.
-
-    Both forms of RFC 9110 section 10.2.3 are read: seconds and an HTTP date.
-    """
-    if value is None:
-        return None
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:9]), RETRY_AFTER_MAX_S)
-    from email.utils import parsedate_to_datetime
-
-    try:
-        moment = parsedate_to_datetime(text)
-        delay_s = (moment - now).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return min(max(delay_s, 0.0), RETRY_AFTER_MAX_S)

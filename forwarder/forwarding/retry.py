@@ -13,13 +13,11 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from forwarder.backoff import Backoff
 from forwarder.forwarding.errors import ForwarderError, InferenceBusy, InferenceUnreachable
 
-#: First wait and longest wait between two tries. "Full jitter" draws between
-#: zero and the exponential bound, which spreads a crowd of waiters best:
-#: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-BASE_WAIT_S = 0.25
-MAX_WAIT_S = 15.0
+#: Between zero and the bound ("full jitter"): a crowd that waits for one server spreads out.
+BACKOFF = Backoff(base_s=0.25, max_s=15.0, least_share=0.0)
 
 
 class Action(enum.Enum):
@@ -66,7 +64,7 @@ class RetryPolicy:
         """
         if not isinstance(error, (InferenceBusy, InferenceUnreachable)):
             return Decision(Action.FAIL)
-        wait_s = uniform(0.0, min(MAX_WAIT_S, BASE_WAIT_S * 2.0 ** min(attempt, 30)))
+        wait_s = BACKOFF.wait_s(attempt + 1, uniform)
         if isinstance(error, InferenceBusy) and error.retry_after_s is not None:
             # The server said when; the jitter on top keeps a crowd from returning as one.
             wait_s += error.retry_after_s

@@ -6,15 +6,14 @@ import random
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from urllib3.exceptions import HTTPError
 
+from forwarder.backoff import Backoff, parse_retry_after
 from forwarder.forwarding.ports import Completion
 from forwarder.hooks.addresses import AddressGuard
-from forwarder.hooks.backoff import Backoff
 from forwarder.hooks.bodies import to_json, with_task_id
 from forwarder.hooks.callback_http import Reply
 from forwarder.hooks.callback_target import Target, authorization, find_target
@@ -22,10 +21,11 @@ from forwarder.hooks.errors import HookError
 from forwarder.hooks.signing import Signer
 from forwarder.settings.model import EndpointIdentity
 
-BACKOFF = Backoff(tries=4, base_s=0.5, max_s=8.0)
+TRIES_MAX = 4
+BACKOFF = Backoff(base_s=0.5, max_s=8.0)
 
 #: A receiver that wants us back later than this is given up: the task's slot waits here.
-RETRY_AFTER_MAX_S = 30.0
+ASKED_WAIT_MAX_S = 30.0
 
 
 class Poster(Protocol):
@@ -87,8 +87,8 @@ class CallbackHook:
     def deliver(self, completion: Completion) -> bool:
         """Post the result; False when neither the payload nor the operator names a URL.
 
-        Blocks until the receiver has taken it: tries and waits of BACKOFF, each
-        try bounded by the poster. Raises HookError when the URL can't be used
+        Blocks until the receiver has taken it: at most TRIES_MAX tries, each
+        bounded by the poster, and the waits between them. Raises HookError when the URL can't be used
         or the receiver says no, for good or at every try.
         """
         target = find_target(completion.payload, default_url=self._default_url)
@@ -113,7 +113,7 @@ class CallbackHook:
                 problem = f"the receiver answered {reply.status}"
                 asked_wait_s = asked_wait(reply, now=self._clock())
             failed += 1
-            if asked_wait_s is None or asked_wait_s > RETRY_AFTER_MAX_S or failed == BACKOFF.tries:
+            if asked_wait_s is None or asked_wait_s > ASKED_WAIT_MAX_S or failed == TRIES_MAX:
                 raise HookError(f"given up after {failed} tries: {problem}")
             self._sleep(max(asked_wait_s, BACKOFF.wait_s(failed, self._uniform)))
 
@@ -145,17 +145,4 @@ def asked_wait(reply: Reply, *, now: float) -> float | None:
     """
     if reply.status not in (408, 429) and reply.status < 500:
         return None
-    return _seconds(reply.retry_after, now=now)
-
-
-def _seconds(retry_after: str | None, *, now: float) -> float:
-    """Return a Retry-After header in seconds from now; 0 for none or an unreadable one."""
-    if retry_after is None:
-        return 0.0
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
-    try:
-        at = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return 0.0
-    return max(0.0, at.replace(tzinfo=at.tzinfo or UTC).timestamp() - now)
+    return parse_retry_after(reply.retry_after, now=datetime.fromtimestamp(now, UTC)) or 0.0

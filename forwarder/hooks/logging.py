@@ -7,23 +7,25 @@ import random
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+from forwarder.aws_errors import NoClientError, describe, error_code
+from forwarder.backoff import Backoff
 from forwarder.forwarding.ports import Completion
-from forwarder.hooks.backoff import Backoff
 from forwarder.hooks.errors import HookError
 from forwarder.hooks.firehose_record import build_record
 from forwarder.settings.model import EndpointIdentity
 
-if TYPE_CHECKING:
-    from botocore.exceptions import ClientError
+TRIES_MAX = 6
+BACKOFF = Backoff(base_s=0.2, max_s=5.0)
 
-BACKOFF = Backoff(tries=6, base_s=0.2, max_s=5.0)
-
-#: Firehose's and the front door's words for "later". Any 429 or 5xx is tried again too.
+#: "Later" in the words of Firehose, of AWS's front door and, for IDPCommunicationError, of
+#: STS. Any 429 or 5xx is tried again too.
 #: https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecord.html
+#: https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html
 BUSY_CODES = frozenset(
     {
+        "IDPCommunicationError",
         "LimitExceededException",
         "RequestLimitExceeded",
         "ServiceUnavailableException",
@@ -35,7 +37,7 @@ EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException"})
 
 
 class Verdict(enum.Enum):
-    """What a failed PutRecord calls for."""
+    """What a failed try calls for."""
 
     RETRY = "retry"
     RENEW = "renew"  # the credentials are no longer taken
@@ -46,7 +48,7 @@ class FirehoseClients(Protocol):
     """Where the client comes from: it changes when its credentials are renewed."""
 
     def get(self) -> Any:
-        """Return a client with valid credentials. Blocks while one is built. Raises when there is none."""
+        """Return a client with valid credentials. Blocks while one is built. Raises NoClientError."""
         ...
 
     def discard(self, client: Any) -> None:
@@ -87,55 +89,69 @@ class FirehoseHook:
     def deliver(self, completion: Completion) -> bool:
         """Send the task's record; always True.
 
-        Blocks until Firehose has taken it: some milliseconds as a rule, tries
-        and waits of BACKOFF when it is busy or out of reach. Raises HookError
-        when it still is after the last try, or says no.
+        Blocks until Firehose has taken it: some milliseconds as a rule, at most
+        TRIES_MAX tries with the waits between them when it, or the service that
+        gives the credentials, is busy or out of reach. Raises HookError when it
+        still is after the last try, or has been for long, or says no.
         """
         record = {"Data": build_record(completion, endpoint=self._endpoint, emitted_at=self._clock())}
         failed = 0
         renewed = False
         while True:
-            client = None
+            client, asked_wait_s = None, 0.0
             try:
                 client = self._clients.get()
                 client.put_record(DeliveryStreamName=self._stream, Record=record)
                 return True
             except Exception as error:
-                verdict = judge(error) if client is not None else Verdict.RETRY
+                verdict = judge(error)
                 if verdict is Verdict.RENEW and not renewed:
                     renewed = True
                     self._clients.discard(client)
                     continue
                 failed += 1
-                if verdict is not Verdict.RETRY or failed == BACKOFF.tries:
-                    raise HookError(f"no record after {failed} tries: {_describe(error)}") from error
-            self._sleep(BACKOFF.wait_s(failed, self._uniform))
+                if verdict is not Verdict.RETRY or failed == TRIES_MAX:
+                    raise HookError(f"no record after {failed} tries: {_problem(error)}") from error
+                if isinstance(error, NoClientError):
+                    asked_wait_s = error.retry_in_s  # a try before then would be none
+            self._sleep(max(asked_wait_s, BACKOFF.wait_s(failed, self._uniform)))
 
     def close(self) -> None:
         """Do nothing: the client belongs to whoever made it."""
 
 
 def judge(error: Exception) -> Verdict:
-    """Decide what a failed PutRecord calls for. Pure."""
-    from botocore.exceptions import ClientError, HTTPClientError
+    """Decide what a failed try calls for. Pure.
+
+    A client that can't be had is waited for only while that may help: not when
+    its role is refused or its region missing, and not when others before this
+    record have waited in vain.
+    """
+    from botocore.exceptions import (
+        ClientError,
+        CredentialRetrievalError,
+        HTTPClientError,
+        MetadataRetrievalError,
+    )
     from botocore.exceptions import ConnectionError as UnreachableError
 
+    if isinstance(error, NoClientError):
+        cause = error.__cause__
+        passing = isinstance(cause, Exception) and judge(cause) is Verdict.RETRY
+        return Verdict.RETRY if passing and not error.lasting else Verdict.STOP
     if isinstance(error, ClientError):
-        if _code(error) in EXPIRED_CODES:
+        code = error_code(error)
+        if code in EXPIRED_CODES:
             return Verdict.RENEW
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        busy = _code(error) in BUSY_CODES or status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500
+        busy = code in BUSY_CODES or status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500
         return Verdict.RETRY if busy else Verdict.STOP
-    unreachable = isinstance(error, (UnreachableError, HTTPClientError))
-    return Verdict.RETRY if unreachable else Verdict.STOP
+    # The two of retrieval: the pod's or the machine's credential service did not answer.
+    unreachable = (UnreachableError, HTTPClientError, CredentialRetrievalError, MetadataRetrievalError)
+    return Verdict.RETRY if isinstance(error, unreachable) else Verdict.STOP
 
 
-def _code(error: ClientError) -> str:
-    return error.response.get("Error", {}).get("Code", "")
-
-
-def _describe(error: Exception) -> str:
-    from botocore.exceptions import ClientError
-
-    # AWS's code and no more: its messages name accounts and roles.
-    return _code(error) if isinstance(error, ClientError) else type(error).__name__
+def _problem(error: Exception) -> str:
+    if isinstance(error, NoClientError):
+        return f"no client: {describe(error.__cause__ or error)}"
+    return describe(error)

@@ -5,13 +5,11 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 
 from __future__ import annotations
 
-import base64
 from datetime import UTC, datetime
 
 from standardwebhooks import Webhook
 
-SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of every secret, and no secret
-SECRET_BYTES_MIN = 24
+from forwarder.settings.webhook import signing_key
 
 
 class Signer:
@@ -22,15 +20,8 @@ class Signer:
     """
 
     def __init__(self, secret: str) -> None:
-        encoded = secret.removeprefix(SECRET_PREFIX).rstrip("=")
-        try:
-            key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-        except ValueError:
-            key = b""
-        # The library takes any base64 and skips what is none.
-        if not secret.startswith(SECRET_PREFIX) or len(key) < SECRET_BYTES_MIN:
-            raise ValueError(f"expected {SECRET_PREFIX} and the base64 of at least {SECRET_BYTES_MIN} bytes")
-        self._webhook = Webhook(key)
+        # The key and not the secret: the library takes any base64 and skips what is none.
+        self._webhook = Webhook(signing_key(secret))
 
     def headers(self, *, message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
         """Return the three headers; ``timestamp_s`` is the time of this try, since the epoch.

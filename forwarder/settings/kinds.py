@@ -6,8 +6,6 @@ returns the typed value; it raises ValueError for anything else.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 import json
 import re
@@ -16,12 +14,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import SplitResult, urlsplit
 
+from forwarder.settings import webhook
+
 Number = TypeVar("Number", int, float)
 
 _TRUE = frozenset({"true", "1", "yes"})
 _FALSE = frozenset({"false", "0", "no"})
-_KEY_PREFIX = "whsec_"
-_KEY_BYTES_MIN = 24  # Standard Webhooks, "Signature scheme": at least 24 random bytes
 _REDIS_TLS_PARAMETER = "ssl_cert_reqs"
 
 
@@ -79,7 +77,8 @@ def _boolean(text: str) -> bool:
 
 
 def _http_url(text: str) -> str:
-    _split(text, schemes=("http", "https"))
+    if "@" in _split(text, schemes=("http", "https")).netloc:
+        raise ValueError  # user and password would never be sent
     return text
 
 
@@ -193,12 +192,7 @@ def _labels(text: str) -> Mapping[str, str]:
 
 
 def _webhook_secret(text: str) -> str:
-    try:
-        key = base64.b64decode(text.removeprefix(_KEY_PREFIX), validate=True)
-    except binascii.Error as error:
-        raise ValueError from error
-    if not text.startswith(_KEY_PREFIX) or len(key) < _KEY_BYTES_MIN:
-        raise ValueError
+    webhook.signing_key(text)
     return text
 
 
@@ -209,7 +203,7 @@ def _within(value: Number, minimum: float, maximum: float) -> Number:
 
 
 BOOLEAN = Kind(_boolean, "true or false (also 1, 0, yes, no)", "true|false")
-HTTP_URL = Kind(_http_url, "an http:// or https:// URL with a host", "URL")
+HTTP_URL = Kind(_http_url, "an http:// or https:// URL with a host, without user and password", "URL")
 BROKER_URL = Kind(
     _broker_url,
     "redis:// or rediss://HOST:PORT/DATABASE, amqp:// or amqps://HOST:PORT/VHOST, or sqs:// alone",
@@ -243,4 +237,4 @@ AUTOSCALE = Kind(
     _autoscale, "MAX,MIN, two whole numbers from 1 to 10000, MAX not below MIN", "MAX,MIN", listed=True
 )
 LABELS = Kind(_labels, 'a JSON object of strings, {"team": "search"}', "JSON")
-WEBHOOK_SECRET = Kind(_webhook_secret, f"whsec_ and the base64 of at least {_KEY_BYTES_MIN} bytes", "SECRET")
+WEBHOOK_SECRET = Kind(_webhook_secret, webhook.ACCEPTED, "SECRET")

@@ -70,22 +70,25 @@ def redis_env(valkey: Valkey, model_server: ModelServer) -> dict[str, str]:
 
 @pytest.fixture
 def aws_env(moto: Moto, model_server: ModelServer, queue_name: str) -> dict[str, str]:
-    """SQS, S3 and a Firehose stream behind a role, all of them there."""
-    aws_resources.create_bucket(moto.env, queue_name)
-    role = aws_resources.create_role(moto.env, queue_name)
-    aws_resources.create_delivery_stream(moto.env, queue_name, bucket=queue_name, role_arn=role)
+    """SQS, S3 and a Firehose stream behind a role, in a region that AWS_REGION alone names.
+
+    Not the region that kombu and moto fall back on: who does not hear of it finds neither queue nor stream.
+    """
+    env = moto.env | {"AWS_REGION": "eu-west-1"}
+    del env["AWS_DEFAULT_REGION"]
+    aws_resources.create_bucket(moto.env, queue_name)  # buckets have one name in all regions
+    role = aws_resources.create_role(env, queue_name)
+    aws_resources.create_delivery_stream(env, queue_name, bucket=queue_name, role_arn=role)
     return {
         "FORWARDER_BROKER_URL": "sqs://",
-        "FORWARDER_SQS_QUEUE_URL": aws_resources.create_queue(
-            moto.env, queue_name, VisibilityTimeout="43200"
-        ),
+        "FORWARDER_SQS_QUEUE_URL": aws_resources.create_queue(env, queue_name, VisibilityTimeout="43200"),
         "FORWARDER_RESULT_BACKEND": f"s3://{queue_name}/results/",
         "FORWARDER_HOOKS": "logging",
         "FORWARDER_FIREHOSE_STREAM": queue_name,
         "FORWARDER_FIREHOSE_ROLE_ARN": role,
         "CELERY_WORKER_POOL": "gevent",
         **model_server.env,
-        **moto.env,
+        **env,
     }
 
 
@@ -113,6 +116,9 @@ def test_check_passes_where_every_aws_service_answers(
     ended = forwarder("check", env=aws_env)
     assert ended.code == 0, ended.out
     assert f"stream {queue_name} is ACTIVE" in ended.out
+    assert f"s3://{queue_name}/results/ takes results\n" in ended.out
+    listed = aws_resources.client(aws_env, "s3").list_objects_v2(Bucket=queue_name)
+    assert listed["KeyCount"] == 0
 
 
 @pytest.mark.parametrize(
@@ -218,10 +224,11 @@ def test_the_ancestors_command_line_serves_the_ancestors_tasks(
     assert json.loads(result["result"])["sum"] == 3  # the ancestor stored the response as a string
 
 
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_a_task_through_sqs_and_s3_comes_back(
-    forwarder: Forwarder, aws_env: dict[str, str], worker: Callable[..., Worker]
+    forwarder: Forwarder, aws_env: dict[str, str], worker: Callable[..., Worker], pool: str
 ) -> None:
-    worker(pool="gevent", env=aws_env)
+    worker(env=aws_env | {"CELERY_WORKER_POOL": pool})
     ended = forwarder("submit", '{"args": {"numbers": [4]}}', "--wait", WAIT_S, env=aws_env)
     assert ended.code == 0, ended.err
     assert json.loads(ended.out.splitlines()[1])["result"]["sum"] == 4

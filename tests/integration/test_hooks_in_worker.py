@@ -167,9 +167,7 @@ def test_an_sqs_worker_whose_slots_are_full_does_not_spin(
     conf = sqs_conf(moto.env, queue=queue_name, url=url)
     sender = producer(broker_url=sqs_broker_url(moto.env), backend=valkey.url, conf=conf)
     results = [sender.send({"args": {"behaviour": {"sleep_s": 6}}}) for _ in range(2)]
-    deadline = time.monotonic() + 30
-    while model_server.stats()["in_flight"] == 0 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    model_server.wait_in_flight(1)
     time.sleep(1)  # whatever follows the start of the task is over
     times = psutil.Process(running.pid).cpu_times()
     time.sleep(3)

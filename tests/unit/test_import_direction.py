@@ -22,13 +22,17 @@ SOURCES = {
 MODULES = sorted(SOURCES)
 
 ADAPTERS = ("inference", "brokers", "results", "hooks", "cloud", "telemetry")
-STATED_INTERFACES = ("forwarding.errors", "forwarding.ports", "settings")
+#: Pure and small: every room may import it, and it imports nothing of ours.
+FOR_EVERYBODY = "backoff"
+STATED_INTERFACES = ("aws_errors", "forwarding.errors", "forwarding.ports", "settings")
 
 #: Room to the rooms (or modules) that it may import besides itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "__main__": ("pool", "cli"),
     "pool": (),
+    FOR_EVERYBODY: (),
+    "aws_errors": (),
     "settings": (),
     "compat": ("settings",),
     "forwarding": (),
@@ -113,7 +117,7 @@ def test_a_module_imports_only_what_its_room_may(module: str) -> None:
         if not is_ours(found.name) or room_of(found.name) == room:
             continue
         path = found.name.removeprefix("forwarder.") if found.name != "forwarder" else "__init__"
-        assert any(within(path, allowed) for allowed in MAY_IMPORT[room]), (
+        assert any(within(path, allowed) for allowed in (FOR_EVERYBODY, *MAY_IMPORT[room])), (
             f"line {found.line}: {room} imports {found.name}"
         )
 
@@ -133,7 +137,10 @@ def test_what_is_loaded_before_the_patch_imports_only_light_parts_of_the_standar
 
 @pytest.mark.parametrize(
     "module",
-    [module for module in MODULES if within(module, "forwarder.forwarding") and module[-5:] != ".task"],
+    [
+        f"forwarder.{FOR_EVERYBODY}",
+        *(module for module in MODULES if within(module, "forwarder.forwarding") and module[-5:] != ".task"),
+    ],
 )
 def test_forwarding_knows_no_library_and_no_network(module: str) -> None:
     for found in imports_of(module):

@@ -18,7 +18,7 @@ SECRETS = {
     "broker_url": "redis://:hunter2@host/0",
     "result_backend": "redis://user:hunter2@host/1",
     "callback_secret": SECRET,
-    "callback_url": "https://user:hunter2@host/?token=hunter2",
+    "callback_url": "https://host/?token=hunter2",
     "hooks": "callback",
 }
 FINE = Finding("broker", True, "answers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import traceback
 from typing import Any
 
 import pytest
@@ -108,3 +109,7 @@ def test_errors_are_translated_and_tell_aws_word_only(error: Exception, metadata
         assert "arn:" not in raised.to_custom()
         assert "internal.example" not in raised.to_custom()
         assert "bucket" not in raised.to_custom()
+        # Celery's task-failed event and ddtrace's span carry this text.
+        sent_out = "".join(traceback.format_exception(raised))
+        assert "arn:" not in sent_out
+        assert "internal.example" not in sent_out

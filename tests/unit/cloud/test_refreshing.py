@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from forwarder.aws_errors import NoClientError
 from forwarder.cloud.refreshing import (
+    BACKOFF_SERVING,
+    BACKOFF_STARVED,
     DISCARD_AGE_MIN_S,
-    RETRY_MAX_SERVING_S,
-    RETRY_MAX_STARVED_S,
+    LASTING_FAILURES,
     Built,
-    NoClientError,
     RefreshingClient,
 )
 from forwarder.telemetry.metrics import ProcessMetrics
@@ -160,10 +161,40 @@ def test_builds_that_keep_failing_are_spaced_and_records_meanwhile_fail_at_once(
         sts.now += 0.1
         with pytest.raises(NoClientError):
             clients.get()
-    assert sts.calls <= 2 + 4 + 100 / RETRY_MAX_STARVED_S
+    assert sts.calls <= 2 + 4 + 100 / BACKOFF_STARVED.max_s
     sts.error = None
-    sts.now += RETRY_MAX_STARVED_S
+    sts.now += BACKOFF_STARVED.max_s
     assert clients.get() == f"client {sts.calls}"
+
+
+def test_who_finds_no_client_is_told_when_to_come_back_and_when_not_to_wait() -> None:
+    sts = Sts()
+    clients = clients_of(sts)
+    sts.error = OSError("STS is down")
+    told = []
+    for _ in range(LASTING_FAILURES):
+        with pytest.raises(NoClientError) as raised:
+            clients.get()
+        told.append((raised.value.retry_in_s, raised.value.lasting))
+        sts.now += raised.value.retry_in_s
+    assert told == [(0.0, False), (2.0, False), (4.0, False), (5.0, True)]
+    assert sts.calls == LASTING_FAILURES
+
+    sts.now -= 2
+    with pytest.raises(NoClientError) as raised:
+        clients.get()  # without a build
+    assert (raised.value.retry_in_s, raised.value.lasting) == (2.0, True)
+    assert raised.value.__cause__ is sts.error
+    assert sts.calls == LASTING_FAILURES
+
+    sts.now += 2
+    sts.error = None
+    clients.get()
+    sts.now += HOUR_S
+    sts.error = OSError("STS is down again")
+    with pytest.raises(NoClientError) as raised:
+        clients.get()
+    assert (raised.value.retry_in_s, raised.value.lasting) == (0.0, False)
 
 
 def test_a_failed_rebuild_goes_on_with_the_old_client_until_it_really_expires() -> None:
@@ -178,7 +209,7 @@ def test_a_failed_rebuild_goes_on_with_the_old_client_until_it_really_expires() 
         sts.now += 0.5
     assert used == {"client 1"}
     # 1 + 2 + 4 + 8 + 16 seconds, then one call every 30.
-    assert sts.calls - 1 <= 5 + 600 / RETRY_MAX_SERVING_S
+    assert sts.calls - 1 <= 5 + 600 / BACKOFF_SERVING.max_s
     with pytest.raises(NoClientError):
         clients.get()
 
@@ -208,7 +239,7 @@ def test_expiry_moves_only_together_with_the_client() -> None:
     with pytest.raises(NoClientError):
         clients.get()  # a failed build that had moved the expiry would still serve client 1
     sts.error = None
-    sts.now += RETRY_MAX_STARVED_S
+    sts.now += BACKOFF_STARVED.max_s
     client = clients.get()
     sts.now += HOUR_S - 601
     assert clients.get() == client

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from botocore.config import Config
+from botocore.exceptions import NoCredentialsError
 
 from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
 
@@ -100,3 +101,21 @@ def test_temporary_credentials_do_not_become_the_sessions() -> None:
     ambient = session.client("firehose")
     assert with_role._request_signer._credentials.token == "token"
     assert ambient._request_signer._credentials.access_key == "ambient"
+
+
+def test_a_client_is_not_made_while_there_are_no_credentials(
+    aws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be kept, and never look for credentials again."""
+    session = AwsSession()
+    boto_session = session._session
+    monkeypatch.setattr(boto_session, "get_credentials", lambda: None)
+    with pytest.raises(NoCredentialsError):
+        session.client("sts")
+    temporary = session.client("firehose", credentials=CREDENTIALS)
+    assert temporary.meta.service_model.service_name == "firehose"
+    monkeypatch.undo()
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "late")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "late")
+    assert session.client("sts").meta.service_model.service_name == "sts"

@@ -16,7 +16,7 @@ from forwarder.forwarding.errors import (
     InferenceUnreachable,
     InvalidPayload,
 )
-from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall, parse_retry_after
+from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall
 from forwarder.forwarding.payload import ResultShape
 from forwarder.forwarding.ports import Answer
 from forwarder.forwarding.retry import RetryPolicy
@@ -184,22 +184,3 @@ def test_an_error_answer_is_not_written_to_the_destination() -> None:
 )
 def test_the_wait_is_told_where_it_can_be(arrival: Any, waited_s: float | None) -> None:
     assert Bench(answer()).forwarder.waited_s(arrival) == waited_s
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, None),
-        ("0", 0.0),
-        (" 120 ", 120.0),
-        ("99999999999999", 3600.0),
-        ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
-        ("Fri, 02 Jan 2026 03:00:00 GMT", 0.0),
-        ("-1", None),
-        ("soon", None),
-        ("1.5", None),
-        ("", None),
-    ],
-)
-def test_retry_after_is_read_in_both_of_its_forms(value: str | None, seconds: float | None) -> None:
-    assert parse_retry_after(value, now=START) == seconds

@@ -17,7 +17,7 @@ from forwarder.forwarding.errors import (
     InvalidPayload,
     ResponseTooLarge,
 )
-from forwarder.forwarding.retry import MAX_WAIT_S, Action, Decision, RetryPolicy
+from forwarder.forwarding.retry import BACKOFF, Action, Decision, RetryPolicy
 
 POLICY = RetryPolicy(slot_budget_s=60.0, max_retries=3)
 
@@ -38,7 +38,8 @@ def test_only_busy_and_unreachable_are_tried_again(error: ForwarderError) -> Non
 
 
 @pytest.mark.parametrize(
-    ("attempt", "wait_s"), [(0, 0.25), (1, 0.5), (2, 1.0), (5, 8.0), (6, MAX_WAIT_S), (5000, MAX_WAIT_S)]
+    ("attempt", "wait_s"),
+    [(0, 0.25), (1, 0.5), (2, 1.0), (5, 8.0), (6, BACKOFF.max_s), (5000, BACKOFF.max_s)],
 )
 def test_waits_grow_and_are_bounded(attempt: int, wait_s: float) -> None:
     assert decide(InferenceUnreachable("gone"), attempt=attempt) == Decision(Action.WAIT, wait_s)

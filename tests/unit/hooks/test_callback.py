@@ -12,7 +12,7 @@ from urllib3.exceptions import ProtocolError
 
 from forwarder.forwarding.ports import Completion
 from forwarder.hooks.addresses import AddressGuard
-from forwarder.hooks.callback import BACKOFF, CallbackHook, asked_wait
+from forwarder.hooks.callback import TRIES_MAX, CallbackHook, asked_wait
 from forwarder.hooks.callback_http import Reply
 from forwarder.hooks.callback_target import Target
 from forwarder.hooks.errors import HookError
@@ -148,7 +148,7 @@ def test_a_name_that_cannot_be_resolved_is_tried_again() -> None:
     scene = Scene(names={})
     with pytest.raises(HookError, match="OSError"):
         scene.deliver()
-    assert len(scene.resolved) == BACKOFF.tries
+    assert len(scene.resolved) == TRIES_MAX
 
 
 def test_a_receiver_that_stays_broken_is_given_up_and_not_named() -> None:
@@ -156,7 +156,7 @@ def test_a_receiver_that_stays_broken_is_given_up_and_not_named() -> None:
     with pytest.raises(HookError) as raised:
         scene.deliver()
     assert "hooks.example" not in str(raised.value)
-    assert len(scene.sent) == BACKOFF.tries
+    assert len(scene.sent) == TRIES_MAX
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308, 400, 401, 403, 404, 410])
@@ -178,7 +178,9 @@ def test_a_redirect_and_a_no_end_the_delivery_at_once(status: int) -> None:
         ("1e9", 0.5),
         ("Tue, 14 Nov 2023 22:13:30 GMT", 9.5),
         ("Tue, 14 Nov 2023 22:13:30 -0000", 9.5),
+        ("Tue Nov 14 22:13:30 2023", 9.5),
         ("Mon, 13 Nov 2023 22:13:30 GMT", 0.5),
+        ("Tue, 14 Nov 2023 22:13:30 +99999999999999", 0.5),
     ],
 )
 def test_retry_after_is_honoured_where_it_is_longer_than_the_backoff(retry_after: str, wait_s: float) -> None:

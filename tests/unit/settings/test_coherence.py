@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from forwarder.settings import SettingsError, resolve
-from forwarder.settings.coherence import NOT_IN_EFFECT
+from forwarder.settings.coherence import NOT_IN_EFFECT, check_packages
 
 SQS = {"broker_url": "sqs://", "sqs_url": "https://host/1/name"}
 
@@ -73,3 +75,21 @@ def test_a_setting_of_a_later_version_says_that_it_does_nothing_yet(field: str, 
 
 def test_the_default_of_such_a_setting_is_no_reason_to_warn() -> None:
     assert resolve({"http_port": "0", "max_deliveries": "5"}, {}, {}).warnings == ()
+
+
+def test_prefork_on_sqs_is_refused_without_pycurl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycurl", None)  # importing it then fails
+    settings = resolve(SQS, {}, {}).settings  # a producer needs no pycurl
+    with pytest.raises(SettingsError, match=r"--pool .*'prefork'.*gevent.*pip install 'forwarder\[sqs\]'"):
+        check_packages(settings)
+
+
+@pytest.mark.parametrize("flags", [{}, {**SQS, "pool": "gevent"}, {"broker_url": "amqp://host//"}])
+def test_nothing_else_needs_pycurl(monkeypatch: pytest.MonkeyPatch, flags: dict[str, str]) -> None:
+    monkeypatch.setitem(sys.modules, "pycurl", None)
+    check_packages(resolve(flags, {}, {}).settings)
+
+
+def test_prefork_on_sqs_is_fine_with_pycurl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycurl", sys)
+    check_packages(resolve(SQS, {}, {}).settings)

@@ -24,6 +24,12 @@ URLS = [
     "http://host:70000/",
     "http://a b/",
 ]
+CREDENTIALS_IN_URL = [
+    "http://user:hunter2@host/",
+    "http://user@host/",
+    "https://:hunter2@host/",
+    "http://@host/",
+]
 WORDS = ["tab\there", "line\nbreak", "   "]
 
 WRONG: dict[str, list[str]] = {
@@ -58,8 +64,8 @@ WRONG: dict[str, list[str]] = {
     "autoscale": ["4", "2,4", "4,0", "a,b", "4,2,1", "-4,-5", "4;2"],
     "memory_limit_mb": ["x", "0", "-1", "1.5", "2GB"],
     "worker_rss_mb": ["x", "0", "-1", "1.5"],
-    "predict_url": [*URLS, ""],
-    "health_url": [*URLS, ""],
+    "predict_url": [*URLS, *CREDENTIALS_IN_URL, ""],
+    "health_url": [*URLS, *CREDENTIALS_IN_URL, ""],
     "connect_timeout_s": [*DURATIONS, "0", ""],
     "read_timeout_s": [*DURATIONS, "0"],
     "task_timeout_s": [*DURATIONS, "0", "", "604801"],
@@ -71,7 +77,7 @@ WRONG: dict[str, list[str]] = {
     "status_in_body": BOOLEANS,
     "serialize_results_as_string": BOOLEANS,
     "hooks": ["log", "logging,log", "logging,logging", ",", "LOGGING"],
-    "callback_url": URLS,
+    "callback_url": [*URLS, *CREDENTIALS_IN_URL],
     "callback_secret": [SHORT_SECRET, NOT_BASE64, GOOD_KEY_WITHOUT_PREFIX, "whsec_"],
     "callback_allow": ["10.0.0.0/33", "10.0.0.1/8", "a b", "host/path", "https://host", "a,,b", "fd00::/129"],
     "firehose_stream": ["a b", "x" * 65, "arn:aws:firehose:us-east-1:1:deliverystream/s"],
@@ -162,6 +168,12 @@ def test_a_refused_url_is_shown_without_its_password() -> None:
         resolve({"broker_url": "redis://user:hunter2@host:port/0"}, {}, {})
     assert "hunter2" not in str(refused.value)
     assert "host:port" in str(refused.value)
+
+
+def test_a_refused_url_with_user_and_password_says_what_to_leave_out() -> None:
+    with pytest.raises(SettingsError, match="without user and password") as refused:
+        resolve({"predict_url": "http://user:hunter2@host/predict"}, {}, {})
+    assert "hunter2" not in str(refused.value)
 
 
 def test_no_two_settings_share_a_flag_or_an_environment_name() -> None:
