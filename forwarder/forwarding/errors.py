@@ -36,10 +36,12 @@ class ForwarderError(Exception):
 class InternalError(ForwarderError):
     """A bug in the worker, or something it did not foresee."""
 
-    @classmethod
-    def of(cls, error: BaseException) -> InternalError:
-        """Return the error that a result may carry for a foreign one: its text may quote the payload."""
-        return cls(f"internal error: {type(error).__name__}")
+
+def as_forwarder_error(error: BaseException) -> ForwarderError:
+    """Return the error that a result may carry: the text of a foreign one may quote the payload."""
+    if isinstance(error, ForwarderError):
+        return error
+    return InternalError(f"internal error: {type(error).__name__}")
 
 
 class InvalidMessage(ForwarderError):

@@ -10,7 +10,7 @@ from celery import Signature, Task
 from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
-from forwarder.forwarding.errors import ForwarderError, InternalError, InvalidPayload
+from forwarder.forwarding.errors import ForwarderError, InvalidPayload, as_forwarder_error
 from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall
 from forwarder.forwarding.ports import Completion, Metrics
 
@@ -112,7 +112,7 @@ class ForwardTask(Task[..., Any]):
             # The text of a foreign exception may quote the payload: its class and
             # the frame are enough to find the bug.
             log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
-            raise InternalError.of(error) from None
+            raise as_forwarder_error(error) from None
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
@@ -122,9 +122,7 @@ class ForwardTask(Task[..., Any]):
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Run the hooks for a failed task, likewise after the store."""
-        error = (
-            exc if isinstance(exc, ForwarderError) else InternalError(f"internal error: {type(exc).__name__}")
-        )
+        error = as_forwarder_error(exc)
         completion = Completion(task_id, _payload(args, kwargs), error.to_dict(), succeeded=False)
         self._finish(error.code, completion, args, kwargs)
 

@@ -8,7 +8,7 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import CeleryError
 from kombu.exceptions import EncodeError
 
-from forwarder.forwarding.errors import ForwarderError, InternalError, InvalidResponse, ResultTooLarge
+from forwarder.forwarding.errors import InvalidResponse, ResultTooLarge, as_forwarder_error
 
 
 class SingleWriteBackend(KeyValueStoreBackend):
@@ -53,32 +53,23 @@ class SingleWriteBackend(KeyValueStoreBackend):
         meta["task_id"] = task_id
         try:
             value = cast(str, self.encode(meta))
-        except RecursionError:
-            # As an EncodeError it becomes this task's failure; anything else would
-            # look like trouble with the store.
-            raise EncodeError("the result is nested too deeply") from None
-        size_bytes = len(value.encode())
-        if size_bytes > self.value_bytes_max:
-            raise _TooLarge(
-                f"the result of {size_bytes} bytes passes the store's limit of {self.value_bytes_max}"
+        except EncodeError:  # kombu's, whose text may quote the response
+            raise TooDeepToStore("the response is nested too deeply to be stored") from None
+        if len(value) > self.value_bytes_max:  # Celery's JSON is ASCII
+            raise TooLargeToStore(
+                f"the result of {len(value)} bytes passes the store's limit of {self.value_bytes_max}"
             )
         self._set_with_state(self.get_key_for_task(task_id), value, state)  # type: ignore[attr-defined]
         return result
 
 
-class _TooLarge(EncodeError):
-    """Celery turns an EncodeError of the store into the task's failure."""
+# Celery makes the task's failure of an EncodeError that comes out of the store;
+# of anything else it makes trouble with the store.
 
 
-def as_forwarder_error(exc: BaseException) -> ForwarderError:
-    """Return the error that a result may carry for ``exc``.
+class TooLargeToStore(ResultTooLarge, EncodeError):
+    """The encoded result passes the store's limit."""
 
-    The text of a foreign exception may quote the payload, so only its class is told.
-    """
-    if isinstance(exc, ForwarderError):
-        return exc
-    if isinstance(exc, _TooLarge):
-        return ResultTooLarge(str(exc))
-    if isinstance(exc, EncodeError):
-        return InvalidResponse("the response can't be stored as JSON")
-    return InternalError.of(exc)
+
+class TooDeepToStore(InvalidResponse, EncodeError):
+    """The response was read, but with what is wrapped around it it is nested too deeply to be written."""

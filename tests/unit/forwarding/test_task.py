@@ -102,6 +102,15 @@ def test_a_failed_task_has_its_hooks_too() -> None:
     assert not completion.succeeded
 
 
+def test_a_result_that_cant_be_stored_is_the_same_failure_for_the_store_and_the_hooks() -> None:
+    scene = Scene({"result": "x" * 20_000})
+    scene.deliver({"args": 1})
+    [(_, meta), (_, completion)] = scene.story
+    assert json.loads(meta["result"]["custom"])["code"] == "result_too_large"
+    assert completion.response["code"] == "result_too_large"
+    assert not completion.succeeded
+
+
 def test_a_bug_ends_the_task_with_a_code_and_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
     scene = Scene(KeyError(SECRET))
     scene.deliver({"args": 1})

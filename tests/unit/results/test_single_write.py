@@ -10,10 +10,10 @@ from celery import Celery, states
 from celery.exceptions import Retry, TaskRevokedError
 from kombu.exceptions import EncodeError
 
-from forwarder.forwarding.errors import InvalidPayload, ResultTooLarge
+from forwarder.forwarding.errors import InvalidPayload, ResultTooLarge, as_forwarder_error
 from forwarder.results.redis import RedisBackend
 from forwarder.results.s3 import S3Backend
-from forwarder.results.single_write import SingleWriteBackend, as_forwarder_error
+from forwarder.results.single_write import SingleWriteBackend
 
 
 class MemoryBackend(SingleWriteBackend):
