@@ -14,7 +14,7 @@ from celery import Celery
 from forwarder.brokers.config import SPARE_CONNECTIONS, broker_config
 from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
-from forwarder.cloud.session import AwsSession, s3_client
+from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
 from forwarder.forwarding.forwarder import Forwarder
 from forwarder.forwarding.payload import ResultShape
 from forwarder.forwarding.ports import Hook
@@ -104,7 +104,6 @@ class Composition:
 
     def _firehose_hook(self, metrics: ProcessMetrics) -> Hook:
         from forwarder.cloud.refreshing import RefreshingClient
-        from forwarder.cloud.session import firehose_client_builder
         from forwarder.hooks.logging import FirehoseHook
 
         settings = self._settings

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from forwarder import pool
+from forwarder.settings import resolve
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,18 @@ def test_another_pool_is_refused_with_what_is_accepted(name: str) -> None:
 def test_commands_that_run_no_tasks_are_not_patched() -> None:
     for command in pool.UNPATCHED_COMMANDS:
         assert pool.prepare([command], {"CELERY_WORKER_POOL": "gevent"}) == "prefork"
+
+
+@pytest.mark.parametrize("flag", [None, "prefork", "gevent"])
+@pytest.mark.parametrize("environment", [None, "", "prefork", "gevent"])
+@pytest.mark.parametrize("in_file", [None, "prefork", "gevent"])
+def test_the_settings_come_to_the_same_pool(
+    tmp_path: Path, flag: str | None, environment: str | None, in_file: str | None
+) -> None:
+    """The pool is read twice, before and after the imports; the two must not disagree."""
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"pool": in_file} if in_file else {}))
+    argv = ["--config", str(path), *(["--pool", flag] if flag else [])]
+    environ = {} if environment is None else {"CELERY_WORKER_POOL": environment}
+    resolved = resolve({"pool": flag} if flag else {}, environ, json.loads(path.read_text()))
+    assert resolved.settings.pool == pool.choose(argv, environ)
