@@ -10,6 +10,9 @@ number is its place, counted from 1. Integers are exact, so a client can check t
 concurrent requests and the requests per ``id``. ``POST /control`` takes ``{"ready": bool,
 "behaviour": {…} for requests that bring none, "reset": true to clear the stats}``.
 
+With ``--ledger FILE`` each request is noted there as it begins, with the port that it came
+from: that outlives this process (see :mod:`forwarder.testing.ledger`).
+
 ``behaviour``, in the order in which it takes effect:
 
 =================  ===========================================================================
@@ -37,7 +40,10 @@ from collections import Counter
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from forwarder.testing.ledger import Ledger
 
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024  # more than the 512 connections that may come at once
@@ -113,8 +119,9 @@ class ModelHTTPServer(ThreadingHTTPServer):
     request_queue_size = BACKLOG
     daemon_threads = True
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, ledger: Ledger | None = None) -> None:
         self.stats = Stats()
+        self.ledger = ledger
         self.ready = True
         self.behaviour: dict[str, Any] = {}
         super().__init__((LOOPBACK, port), Handler)
@@ -172,7 +179,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _predict(self, body: dict[str, Any]) -> None:
         behaviour = body.get("behaviour", self.server.behaviour)
-        nth = self.server.stats.begin(str(body.get("id", "")))
+        request_id = str(body.get("id", ""))
+        if self.server.ledger is not None:
+            self.server.ledger.note("asked", request_id, str(self.client_address[1]))
+        nth = self.server.stats.begin(request_id)
         try:
             time.sleep(behaviour.get("sleep_s", 0.0))
             self._misbehave(body, behaviour, nth=nth)
@@ -251,9 +261,11 @@ def main() -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(description="Sample model server on 127.0.0.1.")
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--ledger", type=Path)
+    options = parser.parse_args()
     threading.stack_size(STACK_BYTES)
-    with ModelHTTPServer(port) as server:
+    ledger = None if options.ledger is None else Ledger(options.ledger)
+    with ModelHTTPServer(options.port, ledger=ledger) as server:
         server.serve_forever()
 
 

@@ -154,7 +154,7 @@ class Process:
         if command.user is not None:
             account = pwd.getpwnam(command.user)
             os.chown(self.folder, account.pw_uid, account.pw_gid)
-        with (self.folder / LOG_NAME).open("wb") as log:
+        with (self.folder / LOG_NAME).open("ab") as log:
             self._child = subprocess.Popen(
                 command.argv,
                 env=dict(command.env),
@@ -175,6 +175,12 @@ class Process:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def restart(self, command: Command) -> None:
+        """End the process at once and start again in its folder, with the files that it left there."""
+        self.kill()
+        self._dismiss_guard()
+        self.start(command)
 
     def wait_until(self, probe: Callable[[], bool], *, timeout_s: float, interval_s: float = 0.05) -> None:
         """Block until the probe holds. Raises StartFailed when the process ends or the time is over."""

@@ -109,6 +109,14 @@ class Service(ABC):
             self._process.stop()
             self._process = None
 
+    def restart(self) -> None:
+        """Start again on the same port and with the files of the killed process; block until it answers.
+
+        Raises StartFailed.
+        """
+        self.process.restart(self.command(self.process.folder))
+        self.process.wait_until(self.answers, timeout_s=self.start_timeout_s)
+
     def _start_once(self) -> None:
         self.port = free_port()
         self._process = Process(name=self.name, stop_timeout_s=self.stop_timeout_s)
@@ -119,15 +127,23 @@ class Service(ABC):
 
 
 class Valkey(Service):
-    """A Redis-compatible broker and result store without persistence."""
+    """A Redis-compatible broker and result store.
+
+    ``persistent`` writes every command to a file before it is answered, so that
+    a restart loses nothing; without it nothing is written.
+    """
 
     name = "valkey"
 
+    def __init__(self, *, persistent: bool = False) -> None:
+        super().__init__()
+        self._persistent = persistent
+
     def command(self, folder: Path) -> Command:
-        """Return how to start it: nothing is saved, only loopback is bound."""
+        """Return how to start it; only loopback is bound."""
         options = ["--bind", LOOPBACK, "--port", str(self.port), "--dir", str(folder)]
-        memory_only = ["--save", "", "--appendonly", "no"]
-        return Command(argv=[valkey_binary(), *options, *memory_only], env=clean_env(folder))
+        saving = ["--save", "", "--appendonly", "yes" if self._persistent else "no"]
+        return Command(argv=[valkey_binary(), *options, *saving], env=clean_env(folder))
 
     def answers(self) -> bool:
         """Return whether it answers PING."""
@@ -162,13 +178,22 @@ def valkey_binary() -> str:
 
 
 class ModelServer(Service):
-    """The sample model server (see :mod:`forwarder.testing.model_server`)."""
+    """The sample model server (see :mod:`forwarder.testing.model_server`).
+
+    ``ledger`` is the file in which it notes each request, see :mod:`forwarder.testing.ledger`.
+    """
 
     name = "model-server"
+
+    def __init__(self, *, ledger: Path | None = None) -> None:
+        super().__init__()
+        self._ledger = ledger
 
     def command(self, folder: Path) -> Command:
         """Return how to start it, with the Python that runs us."""
         argv = [sys.executable, "-m", "forwarder.testing.model_server", "--port", str(self.port)]
+        if self._ledger is not None:
+            argv += ["--ledger", str(self._ledger)]
         return Command(argv=argv, env=clean_env(folder) | {"PYTHONPATH": str(CHECKOUT)})
 
     def answers(self) -> bool:

@@ -19,7 +19,7 @@ class Worker:
 
     ``env`` is all that it inherits beside PATH: nothing of the developer's
     machine leaks in. ``args`` go onto the command line. ``ddtrace`` launches it
-    through ``ddtrace-run``.
+    through ``ddtrace-run``. ``module`` is run instead of ``forwarder``, to compare.
     """
 
     def __init__(
@@ -29,11 +29,12 @@ class Worker:
         env: Mapping[str, str],
         args: Sequence[str] = (),
         ddtrace: bool = False,
+        module: str = "forwarder",
         stop_timeout_s: float = 40.0,
     ) -> None:
         self._process = Process(name="worker", stop_timeout_s=stop_timeout_s)
         own = {"PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1", "CELERY_WORKER_POOL": pool}
-        argv = [sys.executable, "-m", "forwarder", *args]
+        argv = [sys.executable, "-m", module, *args]
         if ddtrace:
             argv.insert(0, str(Path(sys.executable).parent / "ddtrace-run"))
             own["DD_TRACE_AGENT_URL"] = "http://127.0.0.1:1"  # nobody there: nothing leaves the machine
