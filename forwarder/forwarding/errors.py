@@ -69,7 +69,7 @@ class PickleRefused(ForwarderError):
 
 
 class Expired(ForwarderError):
-    """The message's ``expires`` passed before the inference server was asked."""
+    """The message's ``expires`` passed before the inference server had answered."""
 
     code = "expired"
 

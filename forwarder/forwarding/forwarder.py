@@ -79,7 +79,7 @@ class Forwarder:
         tried from the queue again.
         """
         expires = parse_expires(call.expires)
-        self._refuse_if_expired(expires)
+        self._left_s(expires)
         payload = parse_payload(call.payload, unwrap=self.unwrap)
         body = self._body(payload)
         answer = self._ask(call, body, expires)
@@ -96,7 +96,7 @@ class Forwarder:
         attempt, waited_s = 0, 0.0
         while True:
             try:
-                answer = self.server.predict(body, headers=call.headers)
+                answer = self.server.predict(body, headers=call.headers, within_s=self._left_s(expires))
                 self.metrics.observe(
                     "forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status)
                 )
@@ -119,8 +119,9 @@ class Forwarder:
                 "inference_retry task_id=%s code=%s attempt=%d action=%s wait_s=%.2f",
                 call.task_id, failed.code, attempt + 1, decision.action.value, decision.wait_s,
             )  # fmt: skip
-            self.sleep(decision.wait_s)
-            self._refuse_if_expired(expires)
+            left_s = self._left_s(expires)
+            self.sleep(decision.wait_s if left_s is None else min(decision.wait_s, left_s))
+            self._left_s(expires)
             if decision.action is Action.GO_BACK:
                 raise GoBack(failed)
             attempt += 1
@@ -139,6 +140,11 @@ class Forwarder:
         self.objects.write(payload.destination_path, answer.body)
         return self.shape.build({"destination_path": payload.destination_path}, answer.status)
 
-    def _refuse_if_expired(self, expires: datetime | None) -> None:
-        if expires is not None and self.now() >= expires:
+    def _left_s(self, expires: datetime | None) -> float | None:
+        """Return the seconds until the task expires, None if it never does; raise Expired when it has."""
+        if expires is None:
+            return None
+        left_s = (expires - self.now()).total_seconds()
+        if left_s <= 0:
             raise Expired(f"the task expired at {expires.isoformat()}")
+        return left_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,12 @@ class Answer:
 class InferenceServer(Protocol):
     """The HTTP server on localhost that owns the GPU."""
 
-    def predict(self, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+    def predict(self, body: bytes, *, headers: Mapping[str, str], within_s: float | None = None) -> Answer:
         """Send one request and return its answer, whatever its status.
 
-        Blocks (under gevent: the greenlet only) for at most the total deadline.
-        Raises InferenceUnreachable, InferenceTimeout or ResponseTooLarge.
+        Blocks (under gevent: the greenlet only) for at most the total deadline,
+        or ``within_s`` where that is shorter. Raises InferenceUnreachable,
+        InferenceTimeout, ResponseTooLarge, and Expired past ``within_s``.
         """
 
 
@@ -60,6 +61,30 @@ class Completion:
     payload: Any = field(repr=False)
     response: Any = field(repr=False)
     succeeded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """The final outcome of a task, as it stands in the result store.
+
+    ``response`` is what :class:`Completion` has: the result, or the error object
+    of a failure, whose ``code`` stands here too. A revoked task has neither.
+    """
+
+    state: Literal["SUCCESS", "FAILURE", "REVOKED"]
+    response: Any = field(default=None, repr=False)
+    code: str | None = None
+
+
+class Commits(Protocol):
+    """The result store, asked for what it has already."""
+
+    def find(self, task_id: str) -> Stored | None:
+        """Return the final outcome stored under the id, None when there is none yet.
+
+        Blocks for one read; in a running task as long as the store is away,
+        within a bound. Raises what sends the task back to the queue past it.
+        """
 
 
 class Hook(Protocol):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, cast
 
 from celery import Signature, Task
 from celery.exceptions import Ignore, Reject
-from celery.worker.request import Request
+from celery.states import STARTED
 
-from forwarder.forwarding.errors import ForwarderError, InvalidPayload, as_forwarder_error
-from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall
-from forwarder.forwarding.ports import Completion, Metrics
+from forwarder.forwarding.commit import find_committed
+from forwarder.forwarding.errors import DeadLettered, ForwarderError, as_forwarder_error
+from forwarder.forwarding.forwarder import Forwarder, GoBack
+from forwarder.forwarding.ports import Commits, Completion, Metrics
+from forwarder.forwarding.task_call import dead_after, is_ours, is_redelivered, payload_of, task_call
 
 log = logging.getLogger(__name__)
 
@@ -22,24 +25,6 @@ TASK_NAMES = (
     "ml_serve.celery_service.exec_func",
     "hosted_model_inference.inference.async_inference.tasks.predict",
 )
-
-
-#: Trace context of W3C and Datadog, as producers put it into message headers.
-TRACE_HEADERS = (
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "x-datadog-trace-id",
-    "x-datadog-parent-id",
-    "x-datadog-sampling-priority",
-    "x-datadog-origin",
-    "x-datadog-tags",
-)
-TRACE_HEADER_CHARS_MAX = 8192  # of a baggage string: https://www.w3.org/TR/baggage/
-
-
-#: Stands for the queue where it can't be told: several are consumed, and the message names none of them.
-NO_QUEUE = "unknown"
 
 
 class HookRunner(Protocol):
@@ -60,29 +45,10 @@ class Parts(Protocol):
     def metrics(self) -> Metrics: ...
 
 
-class ForwardRequest(Request):
-    """Celery's request, which leaves expiry and time limits to the use case.
-
-    Celery turns an expired task into REVOKED as it is received. Here it ends as
-    every task does: a FAILURE with a code, a hook record, a log line; and a task
-    that expires while it waits for a busy server is caught too.
-
-    A producer's time limit would end a task in its hooks, after its result was
-    stored, and make a failure of it. The worker's own deadlines bound the call.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.time_limits = (None, None)
-
-    def maybe_expire(self) -> None:
-        """Never expire here: :meth:`Forwarder.forward` does."""
-
-
 class ForwardTask(Task[..., Any]):
     """The one task, registered under each of its names."""
 
-    Request = f"{__name__}:ForwardRequest"
+    Request = "forwarder.brokers.request:ForwardRequest"
     # Logged in one line as an expected outcome, without a traceback.
     throws = (ForwarderError,)
     # Celery would put the response's repr into its log and its events.
@@ -92,38 +58,84 @@ class ForwardTask(Task[..., Any]):
     acks_on_failure_or_timeout = True  # a failure is stored like any result, and done
     reject_on_worker_lost = True
     ignore_result = False
+    # Celery would store STARTED before the task could look for its result, and over it.
+    track_started = False
     serializer = "json"
 
     def __init__(self, *, name: str, parts: Callable[[], Parts], track_started: bool) -> None:
         self.name = name
-        self.track_started = track_started
+        self.stores_started = track_started
         self._parts = parts
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Forward one task. Raises ForwarderError for a failure, Celery's own for the rest."""
+        """Forward one task, unless its result is there already.
+
+        Raises ForwarderError for a failure, Celery's own for the rest.
+        """
         request = self.request
         try:
-            return self._parts().forwarder.forward(_call(request, args, kwargs))
-        except ForwarderError:
+            self._count_delivery()
+            self._end_if_committed(args, kwargs)
+            if dead := dead_after(request):
+                raise DeadLettered(f"delivered {dead} times without an outcome")
+            if self.stores_started and not request.ignore_result:
+                meta = {"pid": os.getpid(), "hostname": request.hostname}
+                self.backend.store_result(str(request.id), meta, STARTED, request=request)
+            return self._forward(args, kwargs)
+        except (ForwarderError, Ignore, Reject):
             raise
-        except GoBack as back:
-            return self._go_back(back.error)
         except Exception as error:  # noqa: BLE001 - a bug ends one task, not its slot
             # The text of a foreign exception may quote the payload: its class and
             # the frame are enough to find the bug.
             log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
             raise as_forwarder_error(error) from None
 
+    def _forward(self, args: Any, kwargs: Any) -> Any:
+        try:
+            return self._parts().forwarder.forward(task_call(self.request, args, kwargs))
+        except ForwarderError:
+            # Another delivery may have succeeded meanwhile; its result stays.
+            self._end_if_committed(args, kwargs)
+            raise
+        except GoBack as back:
+            self._end_if_committed(args, kwargs)
+            return self._go_back(back.error)
+
+    def _end_if_committed(self, args: Any, kwargs: Any) -> None:
+        """Raise Ignore, so that the message is acked, when the task's outcome is in the store.
+
+        On a redelivery its hooks are still owed: nobody knows whether they ran. A
+        first delivery is a client's second message with the same id, and owes nothing.
+        """
+        request = self.request
+        task_id = str(request.id)
+        stored = find_committed(cast(Commits, self.backend), task_id)
+        if stored is None:
+            return
+        owed = is_redelivered(request) and not dead_after(request) and stored.state != "REVOKED"
+        log.info(
+            "task_already_done task_id=%s queue=%s state=%s hooks=%s",
+            task_id, self._queue(), stored.state, "run" if owed else "not_owed",
+        )  # fmt: skip
+        if owed:
+            payload, succeeded = payload_of(args, kwargs), stored.state == "SUCCESS"
+            self._parts().hooks.run(Completion(task_id, payload, stored.response, succeeded=succeeded))
+        raise Ignore
+
+    def _count_delivery(self) -> None:
+        request = self.request
+        kind = "dead" if dead_after(request) else "redelivered" if is_redelivered(request) else "first"
+        self._parts().metrics.count("forwarder_deliveries_total", queue=self._queue(), kind=kind)
+
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
-        self._finish(
-            "success", Completion(task_id, _payload(args, kwargs), retval, succeeded=True), args, kwargs
-        )
+        completion = Completion(task_id, payload_of(args, kwargs), retval, succeeded=True)
+        self._finish("success", completion, args, kwargs)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Run the hooks for a failed task, likewise after the store."""
         error = as_forwarder_error(exc)
-        completion = Completion(task_id, _payload(args, kwargs), error.to_dict(), succeeded=False)
+        completion = Completion(task_id, payload_of(args, kwargs), error.to_dict(), succeeded=False)
         self._finish(error.code, completion, args, kwargs)
 
     def _finish(self, outcome: str, completion: Completion, args: Any, kwargs: Any) -> None:
@@ -150,10 +162,8 @@ class ForwardTask(Task[..., Any]):
         request = self.request
         queue = self._queue()
         self._parts().metrics.count("forwarder_tasks_total", queue=queue, outcome="requeued")
-        if queue == NO_QUEUE:  # published by its own route it could end where nobody reads
-            raise Reject(error.code, requeue=True)
+        self.backend.mark_as_retry(str(request.id), error, request=request)
         try:
-            self.backend.mark_as_retry(str(request.id), error, request=request)
             self._again(queue).apply_async()
         except Exception as failure:  # noqa: BLE001 - the message goes back whatever it was
             log.warning("go_back_failed task_id=%s error=%s", request.id, type(failure).__name__)
@@ -165,12 +175,16 @@ class ForwardTask(Task[..., Any]):
 
         Celery would copy the whole delivery info into the new message; on SQS
         that is the received message with its body, and once more at each retry.
+        Its own count of deliveries starts anew: the server said "later", and how
+        often it may is what ``max_retries`` bounds.
         """
         request = self.request
+        headers = {name: value for name, value in (request.headers or {}).items() if not is_ours(name)}
         return self.signature_from_request(
             request,
             retries=(request.retries or 0) + 1,
             queue=queue,
+            headers=headers,
             priority=(request.delivery_info or {}).get("priority"),
             # The repr of the arguments travels in the headers, for other people's logs.
             argsrepr="(...)",
@@ -180,48 +194,10 @@ class ForwardTask(Task[..., Any]):
     def _queue(self) -> str:
         """Return which of the worker's queues the message came from.
 
-        Only AMQP's broker writes the routing key; on Redis and SQS it is whatever
-        the producer wrote, so it is believed only where it names a queue of ours.
+        Not the routing key, which on Redis and SQS is whatever the producer wrote:
+        published by that, a task could end where nobody reads.
         """
-        queues = self.app.amqp.queues
-        name = (self.request.delivery_info or {}).get("routing_key")
-        if isinstance(name, str) and name in queues:
-            return name
-        return str(next(iter(queues))) if len(queues) == 1 else NO_QUEUE
-
-
-def _call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TaskCall:
-    """Read the task's arguments: payload, arrival time, and what is ignored."""
-    ignored = max(0, len(args) - 2) + len(set(kwargs) - {"payload", "arrival_timestamp"})
-    if ignored:
-        log.warning("arguments_ignored task_id=%s number=%d", request.id, ignored)
-    if not args and "payload" not in kwargs:
-        raise InvalidPayload("the task has no payload: it is the first positional argument")
-    return TaskCall(
-        task_id=request.id,
-        payload=_payload(args, kwargs),
-        expires=request.expires,
-        retries=request.retries or 0,
-        headers=_trace_headers(request),
-    )
-
-
-def _trace_headers(request: Any) -> dict[str, str]:
-    """Return the trace context that the message carries, for the inference server."""
-    found = {name: request.get(name) for name in TRACE_HEADERS}
-    return {
-        name: value
-        for name, value in found.items()
-        # What a header can't hold would break the request off.
-        if isinstance(value, str)
-        and len(value) <= TRACE_HEADER_CHARS_MAX
-        and value.isascii()
-        and value.isprintable()
-    }
-
-
-def _payload(args: Any, kwargs: Mapping[str, Any]) -> Any:
-    return args[0] if args else kwargs.get("payload")
+        return str(self.request.get("forwarder_queue"))
 
 
 def _where(error: BaseException) -> str:

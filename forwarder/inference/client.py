@@ -8,10 +8,13 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
 from forwarder.forwarding.errors import (
+    Expired,
+    ForwarderError,
     InferenceTimeout,
     InferenceUnreachable,
     InvalidResponse,
@@ -59,18 +62,19 @@ class InferenceClient:
     def __repr__(self) -> str:
         return f"<InferenceClient {self._host}:{self._port} idle={len(self._idle)}>"
 
-    def predict(self, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+    def predict(self, body: bytes, *, headers: Mapping[str, str], within_s: float | None = None) -> Answer:
         """POST one JSON body and return the whole answer, whatever its status.
 
-        Blocks for at most the total deadline, after the connect timeout for each of
-        the host's addresses. Raises InferenceUnreachable when there is no
-        connection or it breaks, InferenceTimeout past a deadline, ResponseTooLarge
-        past the bound, InvalidResponse for what is not HTTP. The connection is
-        closed whenever the call does not end with an answer: that is how most
-        servers learn that nobody waits any more.
+        Blocks for at most the total deadline or ``within_s``, after the connect
+        timeout for each of the host's addresses. Raises InferenceUnreachable when
+        there is no connection or it breaks, InferenceTimeout past a deadline,
+        Expired past ``within_s``, ResponseTooLarge past the bound, InvalidResponse
+        for what is not HTTP. The connection is closed whenever the call does not
+        end with an answer, a killed greenlet included: that is how most servers
+        learn that nobody waits any more.
         """
         started = self._monotonic()
-        deadline = started + self._total_timeout_s
+        deadline = self._deadline(started, within_s)
         connection = self._take()
         response = None
         reusable = False
@@ -110,10 +114,9 @@ class InferenceClient:
             if not cast(DeadlineSocket, connection.sock).stale():
                 return connection
             connection.close()
-        kwargs = {"timeout": self._connect_timeout_s}
         if self._tls is None:
-            return _Connection(self._host, self._port, self._monotonic, **kwargs)
-        return _TLSConnection(self._host, self._port, self._monotonic, context=self._tls, **kwargs)
+            return _Connection(self._host, self._port, self._monotonic)
+        return _TLSConnection(self._host, self._port, self._monotonic, context=self._tls)
 
     def _send(
         self,
@@ -121,13 +124,14 @@ class InferenceClient:
         body: bytes,
         headers: Mapping[str, str],
         *,
-        deadline: float,
+        deadline: _Deadline,
     ) -> bool:
         """Send the request; return False if the server closed before it had read all of it."""
         if connection.sock is None:
+            connection.timeout = min(self._connect_timeout_s, max(0.001, deadline.at - self._monotonic()))
             _connect(connection)
         sock = cast(DeadlineSocket, connection.sock)
-        sock.arm(deadline=deadline, silence_s=self._read_timeout_s)
+        sock.arm(deadline=deadline.at, silence_s=self._read_timeout_s)
         try:
             connection.request("POST", self._target, body, {"Content-Type": "application/json", **headers})
         except (BrokenPipeError, ConnectionResetError):
@@ -135,11 +139,15 @@ class InferenceClient:
         return True
 
     @contextlib.contextmanager
-    def _translated(self, deadline: float) -> Iterator[None]:
+    def _translated(self, deadline: _Deadline) -> Iterator[None]:
         try:
             yield
         except TimeoutError:
-            raise self._timeout(deadline) from None
+            if self._monotonic() >= deadline.at:
+                raise deadline.kind(deadline.text) from None
+            raise InferenceTimeout(
+                f"the inference server was silent for {self._read_timeout_s:g} s"
+            ) from None
         except http.client.RemoteDisconnected:
             raise InferenceUnreachable(
                 "the inference server closed the connection before answering"
@@ -168,10 +176,24 @@ class InferenceClient:
             raise http.client.IncompleteRead(b"", response.length)
         return b"".join(chunks)
 
-    def _timeout(self, deadline: float) -> InferenceTimeout:
-        if self._monotonic() >= deadline:
-            return InferenceTimeout(f"no complete answer within {self._total_timeout_s:g} s")
-        return InferenceTimeout(f"the inference server was silent for {self._read_timeout_s:g} s")
+    def _deadline(self, started: float, within_s: float | None) -> _Deadline:
+        if within_s is not None and within_s < self._total_timeout_s:
+            return _Deadline(started + within_s, Expired, "the task expired while it ran")
+        text = f"no complete answer within {self._total_timeout_s:g} s"
+        return _Deadline(started + self._total_timeout_s, InferenceTimeout, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """When a call ends, on the monotonic clock, and with which error.
+
+    Not the error itself: once raised it refers to the frames that refer to it,
+    and that cycle would keep the body alive until the garbage collector comes by.
+    """
+
+    at: float
+    kind: type[ForwarderError]
+    text: str
 
 
 class _Deadlined(http.client.HTTPConnection):
@@ -185,16 +207,16 @@ class _Deadlined(http.client.HTTPConnection):
 
 
 class _Connection(_Deadlined):
-    def __init__(self, host: str, port: int, monotonic: Callable[[], float], *, timeout: float) -> None:
-        super().__init__(host, port, timeout=timeout)
+    def __init__(self, host: str, port: int, monotonic: Callable[[], float]) -> None:
+        super().__init__(host, port)
         self.monotonic = monotonic
 
 
 class _TLSConnection(_Deadlined, http.client.HTTPSConnection):
     def __init__(
-        self, host: str, port: int, monotonic: Callable[[], float], *, timeout: float, context: ssl.SSLContext
+        self, host: str, port: int, monotonic: Callable[[], float], *, context: ssl.SSLContext
     ) -> None:
-        http.client.HTTPSConnection.__init__(self, host, port, timeout=timeout, context=context)
+        http.client.HTTPSConnection.__init__(self, host, port, context=context)
         self.monotonic = monotonic
 
 

@@ -17,3 +17,9 @@ class RedisBackend(SingleWriteBackend, celery_redis.RedisBackend):
 
     #: Redis's own limit of a string: https://redis.io/docs/latest/develop/data-types/strings/
     value_bytes_max = 512 * 1024 * 1024
+
+    def set(
+        self, key: str | bytes, value: str | bytes, expires: int | None = None, **_retry_policy: object
+    ) -> None:
+        """Store the text in one try: Celery's own twenty would hold up the worker's main loop."""
+        super().set(key, value, expires, max_retries=0)  # type: ignore[call-arg,arg-type]  # next is Redis's

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
+from celery import current_task, states
 from celery.backends.base import KeyValueStoreBackend
-from celery.exceptions import CeleryError
+from celery.exceptions import CeleryError, Reject
 from kombu.exceptions import EncodeError
 
-from forwarder.forwarding.errors import InvalidResponse, ResultTooLarge, as_forwarder_error
+from forwarder.forwarding.errors import InternalError, InvalidResponse, ResultTooLarge, as_forwarder_error
+from forwarder.forwarding.ports import Stored
+from forwarder.results.patience import Patience
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class SingleWriteBackend(KeyValueStoreBackend):
@@ -18,31 +28,63 @@ class SingleWriteBackend(KeyValueStoreBackend):
     overwrite a SUCCESS after a network partition: a round trip per state. Here
     only the delivery that runs a task writes its result, and it does so before
     the ack. See ``docs/decisions/0002-results-are-written-once.md``.
+
+    While the store is away a running task waits for it, as long as the app's
+    ``result_backend_transport_options["patience"]`` says. What is called outside
+    of a task, in the worker's main loop say, never waits.
     """
 
     #: Largest value in bytes that the store takes.
     value_bytes_max: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        options = self.app.conf.result_backend_transport_options  # type: ignore[attr-defined]
+        self._patience: Patience = options.get("patience") or Patience(bound_s=0.0)
 
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
         """Store a state; the traceback is dropped, it is for the worker's log.
 
-        Blocks for one round trip. Raises what the store's client raises.
+        Blocks for one round trip, in a running task as long as the store is away,
+        within the bound. Past it raises Reject, which sends the message back; where
+        there is no message, what the store's client raises.
         """
         return super().store_result(task_id, result, state, traceback=None, request=request, **kwargs)
 
-    def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> dict[str, Any]:
-        """Return the failure as Celery stores it, with the error object under ``custom``."""
+    def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
+        """Return the failure as Celery stores it, with the error object under ``custom``.
+
+        With the serializer "pickle", by which Celery asks for an exception to raise
+        or log, a ForwarderError.
+        """
         if isinstance(exc, CeleryError):  # a revoke or a retry: Celery's own words
-            return cast(dict[str, Any], super().prepare_exception(exc, serializer))
+            return super().prepare_exception(exc, serializer)
         error = as_forwarder_error(exc)
+        if serializer == "pickle":
+            return error
         return {
             "exc_type": type(error).__name__,
             "exc_message": [str(error)],
             "exc_module": type(error).__module__,
             "custom": error.to_custom(),
         }
+
+    def find(self, task_id: str) -> Stored | None:
+        """Return the final outcome stored under the id, None when there is none yet.
+
+        Blocks and raises as ``store_result`` does, for one read.
+        """
+        key = self.get_key_for_task(task_id)
+        value = self._insist(lambda: self.get(key), task_id, has_message=True)
+        if not value:
+            return None
+        try:
+            return _stored(self.decode(value))
+        except Exception as error:  # noqa: BLE001 - whoever wrote it, it is no outcome
+            log.warning("stored_result_unreadable task_id=%s error=%s", task_id, type(error).__name__)
+            return None
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -59,8 +101,42 @@ class SingleWriteBackend(KeyValueStoreBackend):
             raise TooLargeToStore(
                 f"the result of {len(value)} bytes passes the store's limit of {self.value_bytes_max}"
             )
-        self._set_with_state(self.get_key_for_task(task_id), value, state)  # type: ignore[attr-defined]
+        key = self.get_key_for_task(task_id)
+
+        def write() -> None:
+            self._set_with_state(key, value, state)  # type: ignore[attr-defined]
+
+        self._insist(write, task_id, has_message=request is not None)
         return result
+
+    def _insist(self, step: Callable[[], T], task_id: str, *, has_message: bool) -> T:
+        """Do one operation of the store: in a running task until it works or the bound has passed."""
+        running = bool(current_task)
+        try:
+            return self._patience.insist(step, task_id=task_id) if running else step()
+        except Exception:
+            if running or has_message:
+                # Not chained: the clients' texts name hosts and keys, and Celery logs the whole chain.
+                raise Reject("result_store_unavailable", requeue=True) from None
+            raise
+
+
+def _stored(meta: Any) -> Stored | None:
+    """Read a stored state, ours or a stock worker's."""
+    state = meta["status"]
+    if state == states.SUCCESS:
+        return Stored(state="SUCCESS", response=meta["result"])
+    if state == states.FAILURE:
+        error = _error_object(meta["result"])
+        return Stored(state="FAILURE", response=error, code=error["code"])
+    return Stored(state="REVOKED") if state == states.REVOKED else None
+
+
+def _error_object(result: Any) -> dict[str, str]:
+    """Return the error object of a stored failure; a stock worker's has none."""
+    if isinstance(result, dict) and isinstance(result.get("custom"), str):
+        return dict(json.loads(result["custom"]))
+    return InternalError("failed in another worker").to_dict()
 
 
 # Celery makes the task's failure of an EncodeError that comes out of the store;

@@ -46,9 +46,11 @@ class Server:
     def __init__(self, *script: Answer | ForwarderError) -> None:
         self.script = list(script)
         self.bodies: list[bytes] = []
+        self.within_s: list[float | None] = []
 
-    def predict(self, body: bytes, *, headers: Mapping[str, str]) -> Answer:
+    def predict(self, body: bytes, *, headers: Mapping[str, str], within_s: float | None = None) -> Answer:
         self.bodies.append(body)
+        self.within_s.append(within_s)
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(step, ForwarderError):
             raise step
@@ -152,6 +154,26 @@ def test_a_task_that_expires_while_it_waits_is_given_up() -> None:
     with pytest.raises(Expired):
         bench.forward(expires="2026-01-02T03:04:15+00:00")
     assert len(bench.server.bodies) == 1
+    assert bench.clock.slept_s == [10.0]  # not the twenty that the server asked for
+
+
+def test_each_call_ends_when_the_task_expires() -> None:
+    bench = Bench(answer(503, retry_after="4"), answer())
+    bench.forward(expires="2026-01-02T03:04:15+00:00")
+    assert bench.server.within_s == [10.0, 5.75]
+
+
+def test_a_task_that_never_expires_has_no_such_bound() -> None:
+    bench = Bench(answer())
+    bench.forward()
+    assert bench.server.within_s == [None]
+
+
+def test_a_task_that_expires_in_a_call_is_not_tried_again() -> None:
+    bench = Bench(Expired("while it ran"))
+    with pytest.raises(Expired):
+        bench.forward(expires="2026-01-02T03:04:15+00:00")
+    assert bench.clock.slept_s == []
 
 
 def test_a_body_by_reference_is_sent_as_it_is() -> None:
