@@ -6,6 +6,7 @@ from typing import Any
 
 from kombu import Queue
 
+from forwarder.brokers.leases import LeaseBook
 from forwarder.settings.model import Settings
 
 #: Connections beyond one per task: event loop, subscriptions, publishing, refusals.
@@ -14,6 +15,9 @@ SPARE_CONNECTIONS = 10
 #: SQS long polling in seconds, 20 at most. At 10 an idle worker makes six calls a
 #: minute; the price is that stopping may wait as long.
 SQS_WAIT_S = 10
+
+#: RabbitMQ's own default, in seconds: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+CONSUMER_TIMEOUT_S_MIN = 1800
 
 
 def broker_config(settings: Settings) -> dict[str, Any]:
@@ -27,15 +31,37 @@ def broker_config(settings: Settings) -> dict[str, Any]:
     }
 
 
+def consuming_config(settings: Settings, book: LeaseBook) -> dict[str, Any]:
+    """Return what a worker's configuration has beyond that of a client: leases, and limits on messages."""
+    options = broker_config(settings)["broker_transport_options"]
+    if settings.broker_kind != "amqp":  # there every option goes to py-amqp; its leases are connections
+        options = {**options, "book": book}
+    return {
+        "broker_transport_options": options,
+        "worker_consumer": "forwarder.brokers.consumer:ForwarderConsumer",
+        "forwarder_book": book,
+        "forwarder_max_deliveries": settings.max_deliveries,
+        "forwarder_message_bytes_max": settings.message_bytes_max,
+        # Running copies outlive a connection, and the book counts them.
+        "worker_enable_prefetch_count_reduction": False,
+        # What a lost connection takes away is cancelled by the consumer.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
 def _redis(settings: Settings) -> dict[str, Any]:
     return {
-        "broker_transport": "forwarder.brokers.redis:RedisTransport",
+        "broker_transport": "forwarder.brokers.redis.transport:RedisTransport",
         "task_queues": [Queue(name, routing_key=name) for name in settings.queues],
         "broker_transport_options": {
             "visibility_timeout": settings.visibility_timeout_s,
             # Unset, many greenlets that ack at once run into MaxConnectionsError.
             "max_connections": settings.concurrency + SPARE_CONNECTIONS,
             "socket_keepalive": True,
+            # Half-open connections are noticed within about 17 seconds.
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "health_check_interval": 8,
         },
     }
 
@@ -44,7 +70,7 @@ def _sqs(settings: Settings) -> dict[str, Any]:
     queue = settings.queues[0]
     url = {"url": settings.sqs_url}
     return {
-        "broker_transport": "forwarder.brokers.sqs:SQSTransport",
+        "broker_transport": "forwarder.brokers.sqs.transport:SQSTransport",
         "task_queues": [Queue(queue, routing_key=queue)],
         "worker_enable_remote_control": False,  # SQS has no broadcast
         "worker_send_task_events": False,
@@ -60,19 +86,39 @@ def _sqs(settings: Settings) -> dict[str, Any]:
 
 
 def _amqp(settings: Settings) -> dict[str, Any]:
-    from forwarder.brokers.amqp import AdoptedQueue
+    from forwarder.brokers.amqp.transport import CONSUMER_TIMEOUT, AdoptedQueue
 
-    arguments = {"x-queue-type": "quorum"} if settings.queue_type == "quorum" else {}
+    # RabbitMQ takes back what is not acked in time, in 30 minutes if it is not told otherwise.
+    arguments: dict[str, Any] = {CONSUMER_TIMEOUT: 1000 * consumer_timeout_s(settings)}
+    if settings.queue_type == "quorum":
+        arguments["x-queue-type"] = "quorum"
     return {
-        "broker_transport": "forwarder.brokers.amqp:AMQPTransport",
+        "broker_transport": "forwarder.brokers.amqp.transport:AMQPTransport",
         "task_queues": [
             AdoptedQueue(name, routing_key=name, queue_arguments=arguments) for name in settings.queues
         ],
-        "broker_heartbeat": 30,
+        "broker_heartbeat": heartbeat_s(settings.visibility_timeout_s),
+        # A channel that the broker closes is opened anew; Celery would end the worker.
+        "broker_channel_error_retry": True,
         # Publisher confirms: a task that goes back to the queue is acked only once
         # the broker has its new message.
         "broker_transport_options": {"confirm_publish": True},
     }
+
+
+def heartbeat_s(visibility_timeout_s: int) -> int:
+    """Return the heartbeat at which a dead peer is noticed within the visibility timeout and 10 s.
+
+    RabbitMQ takes up to three intervals (it looks once in each, and gives up at
+    the second without a byte), py-amqp two and a half.
+    """
+    return min(30, (visibility_timeout_s + 10) // 3)
+
+
+def consumer_timeout_s(settings: Settings) -> int:
+    """Return how long a task may stay unacked: its tries and the wait for the result store, twice over."""
+    longest_s = settings.retry_slot_s + settings.task_timeout_s + settings.store_retry_s
+    return max(CONSUMER_TIMEOUT_S_MIN, int(2 * longest_s))
 
 
 _BY_KIND = {"redis": _redis, "sqs": _sqs, "amqp": _amqp}

@@ -1,47 +1,97 @@
-"""The worker's consumer: what Celery refuses gets a result with a code, not a log full of payload."""
+"""The worker's consumer: every message enters the lease book, and what can't be run is put aside."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from celery import states
+from celery.exceptions import Reject
 from celery.worker.consumer import Consumer
 from vine import promise
 
-from forwarder.forwarding.errors import ForwarderError, InvalidMessage, UnknownTask
+from forwarder.brokers.leases import ID_CHARS_MAX, Death, Delivery, LeaseBook, Settlement
+from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 
 log = logging.getLogger(__name__)
 
 NAME_CHARS_MAX = 100
+#: Seconds between tries to store the failure of a refused message.
+REFUSAL_RETRY_S = 5.0
 
 
 class ForwarderConsumer(Consumer):
-    """Celery's consumer with its own way of refusing messages.
+    """Celery's consumer, with leases and its own way of refusing messages.
 
-    Celery logs up to 1,024 characters of a refused body and leaves its sender
-    without an answer. Here the sender gets a FAILURE with a code wherever the
-    message has an id, the log gets one line without payload, and whatever goes
-    wrong while one message is received ends with that message.
+    Celery logs up to 1,024 characters of a refused body, drops the message and
+    leaves its sender without an answer. Here the sender gets a FAILURE with a
+    code wherever the message has an id, the message goes to the dead letters,
+    the log gets one line without payload, and whatever goes wrong while one
+    message is received ends with that message.
     """
 
-    #: Set by Celery from the transport.
+    #: Set by Celery: from the transport, and for each task that it knows.
     connection_errors: tuple[type[Exception], ...]
+    strategies: dict[str, Any]
+    pool: Any
+
+    def __init__(self, on_task_request: Callable[[Any], Any], *, app: Any, **kwargs: Any) -> None:
+        self._book: LeaseBook = app.conf.forwarder_book
+        self._max_deliveries: int = app.conf.forwarder_max_deliveries
+        self._message_bytes_max: int = app.conf.forwarder_message_bytes_max
+        super().__init__(on_task_request, app=app, **kwargs)
 
     def create_task_handler(self, promise: type[promise] = promise) -> Callable[[Any], Any]:
         """Return the function that is called with each message."""
         handle = super().create_task_handler(promise)
 
         def handle_or_refuse(message: Any) -> Any:
+            if self._book.leases.recount(message):
+                return None
+            delivery = self._book.open(message)
+            message.delivery = delivery
+            # By our own count: not every broker marks it, and a producer can write it.
+            message.delivery_info["redelivered"] = delivery.redelivered or delivery.number > 1
+            error = self._refusal(delivery)
+            if error is not None:
+                return self._refuse(message, error, None)
             try:
                 return handle(message)
             except self.connection_errors:
                 raise
-            except Exception as error:  # noqa: BLE001 - one message must not end the worker
-                return self._refuse(message, InvalidMessage("the message can't be read as a task"), error)
+            except Reject:  # Celery gave the task up, and the store that is to know is away
+                return self._book.settle(delivery, Settlement.REQUEUE)
+            except Exception as failure:  # noqa: BLE001 - one message must not end the worker
+                return self._refuse(message, InvalidMessage("the message can't be read as a task"), failure)
 
         return handle_or_refuse
+
+    def update_strategies(self) -> None:
+        """Serve our task alone: Celery's built-in ones would be acked past the book."""
+        super().update_strategies()
+        for name in [name for name in self.strategies if name.startswith("celery.")]:
+            del self.strategies[name]
+
+    def _refusal(self, delivery: Delivery) -> ForwarderError | None:
+        """Return why a message is not even to be looked at, None when it is to be run.
+
+        One that was delivered once too often still goes through the pool, where
+        its hooks run. If that did not end well either, it is put aside here.
+        """
+        message = delivery.message
+        # Redis keeps a body over the limit to itself, and tells its size.
+        size = (message.properties or {}).get("item_bytes") or len(message.body or b"")
+        if size > self._message_bytes_max:
+            return InvalidMessage(
+                f"the message of {size} bytes passes the limit of {self._message_bytes_max}"
+            )
+        if delivery.number > self._max_deliveries + 1:
+            return DeadLettered(f"delivered {delivery.number - 1} times without an outcome")
+        if delivery.task_id is None and "id" in (message.headers or {}):
+            return InvalidMessage(f"the task id is not a string of 1 to {ID_CHARS_MAX} characters")
+        return None
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Refuse a message whose body can't be decoded."""
@@ -61,25 +111,70 @@ class ForwarderConsumer(Consumer):
         """Refuse a task message with headers or a content type that Celery does not take."""
         self._refuse(message, InvalidMessage("the task message is not valid"), exc)
 
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Cancel what the broker gives to others now, then reconnect as Celery does."""
+        for delivery in self._book.leases.disconnected(self._book.held()):
+            if self._book.lose(delivery):
+                log.warning("lease_lost task_id=%s at=disconnection", delivery.task_id)
+                self.cancel(delivery)
+        super().on_connection_error_after_connected(exc)
+
+    def on_close(self) -> None:
+        """Hand back what no slot has begun: Celery forgets it when the connection or the worker ends."""
+        waiting = [delivery for delivery in self._book.held() if not _has_begun(delivery)]
+        for delivery in waiting:
+            self.cancel(delivery)
+        self._book.hand_back(waiting)
+        super().on_close()
+
+    def shutdown(self) -> None:
+        """Hand back what is still held before the connection closes, with which RabbitMQ's leases end."""
+        held = self._book.held()
+        for delivery in held:
+            self.cancel(delivery)
+        self._book.hand_back(held)
+        super().shutdown()
+
+    def cancel(self, delivery: Delivery) -> None:
+        """End the running copy of a task, if there is one; settles nothing."""
+        if delivery.request is not None:
+            delivery.request.abandon(self.pool)
+
     def _refuse(self, message: Any, error: ForwarderError, cause: Exception | None) -> None:
-        task_id = _task_id(message)
+        delivery: Delivery | None = message.delivery
+        if delivery is None:
+            return  # it is settled
         log.warning(
             "message_refused code=%s task_id=%s error=%s body_bytes=%d",
-            error.code, task_id, type(cause).__name__ if cause else None, len(message.body or b""),
+            error.code, delivery.task_id, type(cause).__name__ if cause else None, len(message.body or b""),
         )  # fmt: skip
-        if task_id is not None:
+        self._put_aside(delivery, error)
+
+    def _put_aside(self, delivery: Delivery, error: ForwarderError) -> None:
+        """Store the failure, unless there is an outcome, then move the message.
+
+        While the store is away the lease is kept.
+        """
+        if delivery.task_id is not None:
             try:
-                self.app.backend.store_result(task_id, error, states.FAILURE)
-            except Exception as store_error:  # noqa: BLE001 - the message goes back whatever it was
-                log.error("result_store_failed task_id=%s error=%s", task_id, type(store_error).__name__)
-                if not message.acknowledged:
-                    message.requeue()
+                backend: Any = self.app.backend
+                if backend.find(delivery.task_id) is None:
+                    backend.store_result(delivery.task_id, error, states.FAILURE)
+            except Exception as failure:  # noqa: BLE001 - whatever it was, a later try may do
+                log.warning(
+                    "result_store_failed task_id=%s error=%s", delivery.task_id, type(failure).__name__
+                )
+                self.timer.call_after(REFUSAL_RETRY_S, self._put_aside, (delivery, error))
                 return
-        if not message.acknowledged:
-            message.reject_log_error(log, self.connection_errors)
+        death = Death(
+            code=error.code,
+            error=str(error),
+            queue=delivery.queue,
+            deliveries=delivery.number,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._book.settle(delivery, Settlement.PUT_ASIDE, death)
 
 
-def _task_id(message: Any) -> str | None:
-    headers = message.headers
-    task_id = headers.get("id") if isinstance(headers, dict) else None
-    return task_id if isinstance(task_id, str) and task_id else None
+def _has_begun(delivery: Delivery) -> bool:
+    return delivery.request is not None and delivery.request.time_start is not None

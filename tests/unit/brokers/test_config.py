@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from forwarder.brokers.amqp import AdoptedQueue
-from forwarder.brokers.config import broker_config
-from forwarder.brokers.redis import GuardedMessage
+from forwarder.brokers.amqp.transport import AdoptedQueue
+from forwarder.brokers.config import broker_config, consumer_timeout_s, heartbeat_s
+from forwarder.brokers.redis.messages import GuardedMessage
 from forwarder.settings.model import Settings
 
 
@@ -43,7 +43,24 @@ def test_rabbitmq_queues_are_adopted_or_made_of_the_configured_type(
     config = broker_config(Settings(broker_url="amqp://guest@127.0.0.1//", queue_type=queue_type))
     [queue] = config["task_queues"]
     assert isinstance(queue, AdoptedQueue)
-    assert queue.queue_arguments == arguments
+    # In milliseconds: twice 3,600 s for the call, 60 s for tries and 300 s for the result store.
+    assert queue.queue_arguments == {"x-consumer-timeout": 7_920_000, **arguments}
+
+
+def test_rabbitmq_waits_at_least_as_long_as_without_being_told() -> None:
+    assert consumer_timeout_s(Settings(task_timeout_s=1.0, retry_slot_s=1.0, store_retry_s=1.0)) == 1800
+
+
+@pytest.mark.parametrize("visibility_timeout_s", [2, 5, 60, 86400])
+def test_a_dead_peer_is_noticed_within_the_visibility_timeout_and_ten_seconds(
+    visibility_timeout_s: int,
+) -> None:
+    assert 3 * heartbeat_s(visibility_timeout_s) <= visibility_timeout_s + 10
+    assert 4 <= heartbeat_s(visibility_timeout_s) <= 30
+
+
+def test_the_worker_outlives_a_channel_that_rabbitmq_closes() -> None:
+    assert broker_config(Settings(broker_url="amqp://guest@127.0.0.1//"))["broker_channel_error_retry"]
 
 
 def channel() -> Any:

@@ -1,0 +1,231 @@
+"""RabbitMQ: the lease is the connection, and the count of deliveries travels with the message."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from celery.worker import state
+
+from forwarder.brokers.amqp.copies import Copies
+from forwarder.brokers.dead_letters import DELIVERIES_HEADER, dead_queue, earlier_deliveries, with_death
+from forwarder.brokers.leases import Death, Delivery
+
+log = logging.getLogger(__name__)
+
+#: Task ids remembered from lost connections. What a peer took instead of us stays
+#: in memory until it is pushed out.
+FORGIVEN_MAX = 1000
+#: Set by quorum queues on what they deliver again. Past its limit (by default 20
+#: from RabbitMQ 4.0 on) such a queue drops the message:
+#: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+QUORUM_COUNT_HEADER = "x-delivery-count"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What settles a delivery: the channel that it came over, and the life of that channel then."""
+
+    channel: Any = field(repr=False)
+    life: int
+    delivery_tag: int
+    raw: Any = field(repr=False)
+    # A copy: Celery makes its request out of the message's own.
+    headers: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def is_valid(self) -> bool:
+        """Return whether the broker still regards the message as ours.
+
+        When a channel ends, the broker gives what was delivered over it to
+        somebody else. py-amqp opens a channel that the broker closed again, as
+        the same object and with delivery tags that begin anew.
+        """
+        return bool(self.channel.is_open) and self.channel.life == self.life
+
+    @property
+    def is_disowned(self) -> bool:
+        """Return whether the broker itself closed the channel, on a connection that it kept."""
+        return bool(self.channel.life != self.life)
+
+
+class AmqpLeases:
+    """Settles what RabbitMQ delivered, and counts deliveries in a header.
+
+    The broker tells whether a message was delivered before, and not how often:
+    classic queues don't count, and quorum queues count what a worker gave back
+    as well. So a message that comes again is published as a copy with a higher
+    count, and the copy is run. Copies go to the end of the queue.
+    """
+
+    def __init__(
+        self,
+        *,
+        copies: Copies,
+        monotonic: Callable[[], float] = time.monotonic,
+        stopping: Callable[[], bool] = lambda: state.should_stop is not None,
+    ) -> None:
+        self._copies = copies
+        self._monotonic = monotonic
+        self._stopping = stopping
+        self._lock = threading.Lock()
+        self._forgiven: dict[str, None] = {}
+
+    def recount(self, message: Any) -> bool:
+        """Publish a message that was delivered before with its new count; return whether that was done.
+
+        Blocks for a round trip. Where the broker takes no copy, the message is run
+        with a count that only this process knows. Raises only what the consumer's
+        own connection raises.
+        """
+        if not message.delivery_info.get("redelivered"):
+            return False
+        if self._is_forgiven(message) and QUORUM_COUNT_HEADER not in message.headers:
+            return False  # it keeps its place in the queue
+        headers = {**message.headers, DELIVERIES_HEADER: self._earlier(message)}
+        try:
+            self._copies.publish(_queue_of(message), message.raw, headers=headers)
+        except Exception as error:  # noqa: BLE001 - a task that can be run is run
+            log.warning("recount_failed queue=%s error=%s", _queue_of(message), type(error).__name__)
+            return False
+        self._forget(message)
+        message.channel.basic_ack(message.delivery_tag)
+        return True
+
+    def receive(self, message: Any) -> Delivery:
+        """Return the delivery of a kombu message. No IO."""
+        number = self._earlier(message) + 1
+        self._forget(message)
+        receipt = Receipt(
+            channel=message.channel,
+            life=message.channel.life,
+            delivery_tag=message.delivery_tag,
+            raw=message.raw,
+            headers=dict(message.headers),
+        )
+        return Delivery(
+            tag=str(message.delivery_tag),
+            queue=_queue_of(message),
+            number=number,
+            confirmed_s=self._monotonic(),
+            message=message,
+            # A copy is new to the broker.
+            redelivered=bool(message.delivery_info.get("redelivered"))
+            or DELIVERIES_HEADER in message.headers,
+            receipt=receipt,
+        )
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Remove the message for good."""
+        receipt: Receipt = delivery.receipt
+        if not receipt.is_valid:
+            return False
+        receipt.channel.basic_ack(receipt.delivery_tag)
+        return True
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Give the message back to the place it had; the next delivery is told that there was one before."""
+        receipt: Receipt = delivery.receipt
+        if not receipt.is_valid:
+            return False
+        receipt.channel.basic_reject(receipt.delivery_tag, requeue=True)
+        return True
+
+    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Publish the messages again with the count they came with, then remove them."""
+        if self._stopping():
+            self._stop_consuming(deliveries)
+        for delivery in deliveries:
+            receipt: Receipt = delivery.receipt
+            if receipt.is_valid:
+                headers = {**receipt.headers, DELIVERIES_HEADER: delivery.number - 1}
+                self._copies.publish(delivery.queue, receipt.raw, headers=headers)
+                self.ack(delivery)
+
+    def put_aside(self, delivery: Delivery, death: Death) -> bool:
+        """Publish the message to the dead letters, which are made if need be, then remove it."""
+        receipt: Receipt = delivery.receipt
+        if not receipt.is_valid:
+            return False
+        self._copies.publish(
+            dead_queue(delivery.queue),
+            receipt.raw,
+            headers=with_death(receipt.headers, death),
+            without=("expiration",),  # nothing may vanish from there by itself
+            create=True,
+        )
+        return self.ack(delivery)
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the deliveries whose channel is gone; the connection's heartbeat keeps the others."""
+        now_s = self._monotonic()
+        lost = []
+        for delivery in deliveries:
+            if delivery.receipt.is_valid:
+                delivery.confirmed_s = now_s
+            else:
+                lost.append(delivery)
+        self._forgive(lost)
+        return lost
+
+    def take_over(self) -> int:
+        """Return 0: RabbitMQ gives a dead worker's messages to others by itself."""
+        return 0
+
+    def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return all of them: RabbitMQ gives them to others at once. No IO."""
+        self._forgive(deliveries)
+        return deliveries
+
+    def close(self) -> None:
+        """Close the connection for copies."""
+        self._copies.close()
+
+    def _stop_consuming(self, deliveries: Sequence[Delivery]) -> None:
+        """Cancel the consumers: a copy must not come back to the process that hands it back.
+
+        Celery does so too, but on gevent up to 2 s after the stop, when its loop
+        wakes up. Without waiting for the answer, which is for that loop to read.
+        """
+        channels = {delivery.receipt.channel for delivery in deliveries if delivery.receipt.is_valid}
+        for channel in channels:
+            for consumer_tag in tuple(channel.callbacks):
+                channel.basic_cancel(consumer_tag, nowait=True)
+
+    def _forgive(self, deliveries: Sequence[Delivery]) -> None:
+        """Remember tasks that are not to blame for the end of their lease: this process lives.
+
+        Not those of a channel that the broker closed: a task that outlasts the
+        broker's own limit (consumer_timeout) does so each time, and must not go
+        round for ever.
+        """
+        with self._lock:
+            for delivery in deliveries:
+                if delivery.task_id is not None and not delivery.receipt.is_disowned:
+                    self._forgiven[delivery.task_id] = None
+            while len(self._forgiven) > FORGIVEN_MAX:
+                del self._forgiven[next(iter(self._forgiven))]
+
+    def _is_forgiven(self, message: Any) -> bool:
+        task_id = message.headers.get("id")
+        with self._lock:
+            return isinstance(task_id, str) and task_id in self._forgiven
+
+    def _forget(self, message: Any) -> None:
+        if message.delivery_info.get("redelivered") and self._is_forgiven(message):
+            with self._lock:
+                self._forgiven.pop(message.headers["id"], None)
+
+    def _earlier(self, message: Any) -> int:
+        """Return how many deliveries before this one count."""
+        counted = message.delivery_info.get("redelivered") and not self._is_forgiven(message)
+        return earlier_deliveries(message.headers) + (1 if counted else 0)
+
+
+def _queue_of(message: Any) -> str:
+    info = message.delivery_info
+    return str(info.get("queue") or info.get("routing_key"))

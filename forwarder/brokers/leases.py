@@ -1,0 +1,245 @@
+"""What this process holds: messages it has taken and not settled, and the broker that settles them."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+#: Of a task id, which becomes part of a key. S3 takes keys of 1,024 bytes of UTF-8:
+#: https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html
+ID_CHARS_MAX = 200
+
+
+class Settlement(enum.Enum):
+    """How a delivery ends on the broker."""
+
+    ACK = "ack"  # done: the message is removed
+    REQUEUE = "requeue"  # back to the queue; the delivery counts towards the limit
+    HAND_BACK = "hand_back"  # back to the queue as if it had not been delivered
+    PUT_ASIDE = "put_aside"  # into the dead letters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """Why a message is in the dead letters.
+
+    ``deliveries`` counts the last one too; ``at`` is UTC in ISO 8601.
+    """
+
+    code: str
+    error: str
+    queue: str
+    deliveries: int
+    at: str
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Delivery:
+    """One message that this process holds unacked.
+
+    ``tag`` is how the broker knows it (lease id, receipt handle, delivery tag);
+    ``number`` counts the deliveries of the message, this one included, and
+    ``redelivered`` tells of earlier ones, also of those that don't count.
+    ``confirmed_s`` is the monotonic time just before the lease was last taken or
+    renewed. ``receipt`` is whatever else the broker's part needs to settle it.
+    ``request`` is set once the message has become a Celery request.
+    """
+
+    tag: str
+    queue: str
+    number: int
+    confirmed_s: float
+    message: Any = field(repr=False)
+    redelivered: bool = False
+    receipt: Any = field(default=None, repr=False)
+    request: Any = field(default=None, repr=False)
+
+    @property
+    def task_id(self) -> str | None:
+        """Return the task id that the message's headers name, if results can be stored under it."""
+        headers = self.message.headers
+        task_id = headers.get("id") if isinstance(headers, dict) else None
+        return task_id if isinstance(task_id, str) and 0 < len(task_id) <= ID_CHARS_MAX else None
+
+
+class Leases(Protocol):
+    """A broker's side of deliveries, one object per process; it outlives connections.
+
+    Every method blocks for at most a few seconds and may raise what the broker's
+    client raises; the book catches that. All may be called from any thread or
+    greenlet. Settling a delivery whose lease is no longer this process's does
+    nothing on the broker and returns False.
+    """
+
+    def recount(self, message: Any) -> bool:
+        """Publish the message again with a higher count where the broker doesn't count by itself.
+
+        Returns True when that was done: the message is settled and not to be run.
+        """
+
+    def receive(self, message: Any) -> Delivery:
+        """Return the delivery that a kombu message came with. No IO."""
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Remove the message for good."""
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back where it is taken next; its delivery counts."""
+
+    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Put the messages back where they are taken next; these deliveries don't count."""
+
+    def put_aside(self, delivery: Delivery, death: Death) -> bool:
+        """Move the message to the dead letters of its queue."""
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Extend the leases (setting ``confirmed_s``) and return those that are lost."""
+
+    def take_over(self) -> int:
+        """Give tasks of dead workers back to their queues, where the broker doesn't; return how many."""
+
+    def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return the deliveries whose lease ended with the consumer's connection. No IO."""
+
+    def close(self) -> None:
+        """Send what is buffered and close connections."""
+
+
+class LeaseBook:
+    """The deliveries that this process holds; thread-safe.
+
+    A delivery leaves the book when it is settled or lost. What could not be
+    settled because the broker was away stays as owed, and its lease is renewed
+    until ``settle_owed`` succeeds: acked under its lease, whatever connection
+    there is by then.
+    """
+
+    def __init__(self, leases: Callable[[], Leases]) -> None:
+        self._leases = leases
+        self._changed = threading.Condition()
+        self._held: dict[int, Delivery] = {}
+        self._owed: dict[int, tuple[Delivery, Settlement, Death | None]] = {}
+        self._handing_back = threading.Lock()
+
+    def __repr__(self) -> str:
+        # Always the same: kombu tells connections apart by the repr of their options.
+        return "<LeaseBook>"
+
+    @property
+    def leases(self) -> Leases:
+        """Return this process's side of the broker."""
+        return self._leases()
+
+    def open(self, message: Any) -> Delivery:
+        """Enter a received message and return its delivery."""
+        delivery = self.leases.receive(message)
+        with self._changed:
+            self._held[id(delivery)] = delivery
+        return delivery
+
+    def held(self) -> list[Delivery]:
+        """Return what is in flight: held and not yet settled."""
+        with self._changed:
+            return list(self._held.values())
+
+    def __len__(self) -> int:
+        """Return the number of deliveries in flight."""
+        return len(self._held)
+
+    def leased(self) -> list[Delivery]:
+        """Return every delivery whose lease must be renewed: in flight or owed."""
+        with self._changed:
+            return [*self._held.values(), *(delivery for delivery, _, _ in self._owed.values())]
+
+    def settle(self, delivery: Delivery, how: Settlement, death: Death | None = None) -> None:
+        """Settle one delivery that is in flight; does nothing for one that is not.
+
+        ``death`` goes with PUT_ASIDE. Blocks for the broker's answer; trouble with
+        the broker is not raised.
+        """
+        if (how is Settlement.PUT_ASIDE) != (death is not None):
+            raise ValueError("a delivery that is put aside has a death, and no other has")
+        if self._take(delivery):
+            self._settle(delivery, how, death)
+
+    def settle_owed(self) -> None:
+        """Try again what could not be settled. Blocks; never raises."""
+        with self._changed:
+            owed = list(self._owed.values())
+        for delivery, how, death in owed:
+            with self._changed:
+                if self._owed.pop(id(delivery), None) is None:
+                    continue  # lost meanwhile
+            if not self._settle(delivery, how, death):
+                return  # the broker is still away
+
+    def hand_back(self, deliveries: Iterable[Delivery]) -> int:
+        """Hand back those that are in flight, in one go; return how many. Never raises.
+
+        One caller after the other: who closes the connection must not overtake
+        who still gives back what came over it.
+        """
+        with self._handing_back:
+            mine = [delivery for delivery in deliveries if self._take(delivery)]
+            if mine:
+                try:
+                    self.leases.hand_back(mine)
+                except Exception as error:  # noqa: BLE001 - their leases end by themselves
+                    log.warning("hand_back_failed number=%d error=%s", len(mine), type(error).__name__)
+        return len(mine)
+
+    def lose(self, delivery: Delivery) -> bool:
+        """Strike out a delivery whose lease is gone; return whether its task is still running."""
+        with self._changed:
+            self._owed.pop(id(delivery), None)
+        return self._take(delivery)
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        """Block until nothing is in flight; return whether that came before the timeout."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._held, timeout_s)
+
+    def wait_below(self, limit: int, timeout_s: float) -> bool:
+        """Block until fewer than ``limit`` are in flight; return whether that came before the timeout."""
+        with self._changed:
+            return self._changed.wait_for(lambda: len(self._held) < limit, timeout_s)
+
+    def _take(self, delivery: Delivery) -> bool:
+        """Strike out a delivery; False when somebody else did."""
+        with self._changed:
+            taken = self._held.pop(id(delivery), None) is not None
+            self._changed.notify_all()
+            return taken
+
+    def _settle(self, delivery: Delivery, how: Settlement, death: Death | None) -> bool:
+        """Return False when the broker could not be reached; the settlement is then owed."""
+        try:
+            ours = self._apply(delivery, how, death)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the message must not be forgotten
+            log.warning(
+                "settle_failed task_id=%s how=%s error=%s", delivery.task_id, how.value, type(error).__name__
+            )
+            with self._changed:
+                self._owed[id(delivery)] = (delivery, how, death)
+            return False
+        if not ours:
+            log.warning("lease_lost task_id=%s at=%s", delivery.task_id, how.value)
+        delivery.message.delivery = None  # the two refer to each other, and one holds the body
+        return True
+
+    def _apply(self, delivery: Delivery, how: Settlement, death: Death | None) -> bool:
+        leases = self.leases
+        if how is Settlement.ACK:
+            return leases.ack(delivery)
+        if how is Settlement.REQUEUE:
+            return leases.requeue(delivery)
+        if death is not None:
+            return leases.put_aside(delivery, death)
+        leases.hand_back([delivery])
+        return True

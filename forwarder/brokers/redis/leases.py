@@ -1,0 +1,255 @@
+"""Leases on Redis: taking, settling, renewing and taking over, each in one step on the server.
+
+Deadlines are by the server's clock, so a worker's own clock may be anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from forwarder.brokers.leases import Death, Delivery
+from forwarder.brokers.redis import scripts
+from forwarder.brokers.redis.dead_letters import letter_parts
+from forwarder.brokers.redis.intake import TAKE_MAX, Take, Taken, lists_of, read_reply
+from forwarder.brokers.redis.stock import StockLeftovers
+
+log = logging.getLogger(__name__)
+
+#: Leases that one sweep of a queue gives back; the next sweep goes on.
+SWEEP_MAX = 100
+
+
+class RedisLeases:
+    """The Redis side of deliveries; see :class:`forwarder.brokers.leases.Leases`.
+
+    ``client`` makes the ``redis.Redis`` of this object, once, at its first use; its
+    socket timeouts bound how long a method blocks. ``stock_visibility_timeout_s``
+    is that of stock workers which share the queues. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Callable[[], Any],
+        queues: Iterable[str],
+        visibility_timeout_s: float,
+        message_bytes_max: int,
+        stock_visibility_timeout_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make_client = client
+        self._queues = dict.fromkeys(queues)
+        self._lease_ms = int(visibility_timeout_s * 1000)
+        self._message_bytes_max = message_bytes_max
+        self._monotonic = monotonic
+        self._process = uuid.uuid4().hex
+        self._making = threading.Lock()
+        self._client: Any = None
+        self._scripts: dict[str, Any] = {}
+        self._taken: dict[str, Taken] = {}
+        self._run: str | None = None
+        self._stock = StockLeftovers(run_script=self._run_script, timeout_s=stock_visibility_timeout_s)
+        # Leases are renewed every third of the timeout at most. After a gap in which
+        # their owners may not have been able to, they get half of it to do so.
+        self._grace_s = visibility_timeout_s / 2
+        self._renewed_s = monotonic()
+        self._sweep_from_s = self._renewed_s + self._grace_s
+
+    def __repr__(self) -> str:
+        return f"<RedisLeases process={self._process} queues={list(self._queues)}>"
+
+    # The channel's side: what is sent and read on its own connection.
+
+    def meet(self) -> None:
+        """Learn which run of the server the next messages come from. Blocks."""
+        self._note_run(self._ask_run())
+
+    def intake(self, queue: str) -> str:
+        """Return the list into which this process waits for messages of a queue."""
+        return f"forwarder:{{{queue}}}:intake:{self._process}"
+
+    def begin_take(
+        self, queues: Sequence[str], lists: Sequence[str], most: int | None
+    ) -> tuple[Take, list[Any]]:
+        """Return a take and the arguments of its script; without a ``most``, as many as one may have."""
+        self._queues.update(dict.fromkeys(queues))  # one that remote control added is swept, too
+        most = TAKE_MAX if most is None else min(most, TAKE_MAX)
+        take = Take(queues=queues, lists=lists, most=most, sent_s=self._monotonic(), run=self._run)
+        head = [most, self._lease_ms, self._message_bytes_max, self._process, len(queues)]
+        return take, [*head, *queues, *lists]
+
+    def end_take(self, take: Take, reply: Iterable[Sequence[Any]]) -> list[Taken]:
+        """Return the messages that a take brought; each is to be delivered or given back. No IO."""
+        taken = list(read_reply(take, reply))
+        self._taken.update((one.lease, one) for one in taken)
+        return taken
+
+    def give_back(self, undelivered: Sequence[Taken]) -> None:
+        """Put back what was taken and can't be delivered; it doesn't count. Blocks."""
+        for one in reversed(undelivered):
+            self._taken.pop(one.lease, None)
+            self._run_script(scripts.GIVE_BACK, one.queue, one.lease, 0, int(not one.again))
+
+    def empty_intake(self, queue: str) -> None:
+        """Put back what arrived while this process waited and will not be taken. Blocks."""
+        while self._connected().lmove(self.intake(queue), queue, "LEFT", "RIGHT") is not None:
+            pass
+
+    # The book's side.
+
+    def recount(self, message: Any) -> bool:
+        """Return False: the count was raised when the message was taken."""
+        return False
+
+    def receive(self, message: Any) -> Delivery:
+        """Return the delivery that a message of the channel came with. No IO."""
+        one = self._taken.pop(message.delivery_tag)
+        return Delivery(
+            tag=one.lease,
+            queue=one.queue,
+            number=one.number,
+            confirmed_s=one.taken_s,
+            message=message,
+            redelivered=one.again,
+            receipt=one,
+        )
+
+    def ack(self, delivery: Delivery) -> bool:
+        """Remove the message and its count."""
+        return self._settle(scripts.ACK, delivery)
+
+    def requeue(self, delivery: Delivery) -> bool:
+        """Put the message back into its list; its delivery counts."""
+        return self._settle(scripts.GIVE_BACK, delivery, 1)
+
+    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Put the messages back into their lists; these deliveries don't count."""
+        for delivery in reversed(deliveries):  # the first is taken first again
+            self._settle(scripts.GIVE_BACK, delivery, 0)
+
+    def put_aside(self, delivery: Delivery, death: Death) -> bool:
+        """Move the message to the list ``<queue>.dead``."""
+        one: Taken = delivery.receipt
+        return self._settle(scripts.PUT_ASIDE, delivery, *letter_parts(one.item, one.task_id, death))
+
+    def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Extend the leases and return those that are lost.
+
+        One that is missing was given to a peer; but where the server started anew
+        since the lease was last confirmed, it may have forgotten what it knew, and
+        the lease is opened again.
+        """
+        missing: list[Delivery] = []
+        for queue, group in itertools.groupby(sorted(deliveries, key=_queue), key=_queue):
+            missing += self._renew(queue, list(group))
+        # Asked after the leases were: asked before, a server that starts between the
+        # two would seem to be the one that knew them.
+        run = self._ask_run()
+        self._note_contact()
+        self._note_run(run)
+        lost = [delivery for delivery in missing if not self._reopen(delivery, run)]
+        for delivery in lost:
+            # This process lives, so it was not the task that ended the lease.
+            self._run_script(scripts.FORGIVE, delivery.queue, delivery.tag)
+        return lost
+
+    def take_over(self) -> int:
+        """Give back what dead workers left, once the living have had the time to renew theirs."""
+        now = self._monotonic()
+        if now < self._sweep_from_s:
+            return 0
+        queues = list(self._queues)
+        moved = sum(self._run_script(scripts.SWEEP, queue, SWEEP_MAX, *lists_of(queue)) for queue in queues)
+        return int(moved) + self._stock.sweep(queues, now)
+
+    def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Return none: a lease outlives the connection."""
+        return []
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.connection_pool.disconnect()
+
+    def _settle(self, script: str, delivery: Delivery, *args: Any) -> bool:
+        one: Taken = delivery.receipt
+        one.settled = True  # before the server knows: a renewal must not open it again meanwhile
+        try:
+            done = self._run_script(script, delivery.queue, delivery.tag, *args)
+            if not done and self._forgotten(one, run := self._ask_run()):
+                done = self._open_again(delivery, run) and self._run_script(
+                    script, delivery.queue, delivery.tag, *args
+                )
+        except BaseException:
+            one.settled = False
+            raise
+        return bool(done)
+
+    def _renew(self, queue: str, deliveries: list[Delivery]) -> list[Delivery]:
+        """Return those whose lease is missing."""
+        began_s, run = self._monotonic(), self._run
+        by_tag = {delivery.tag.encode(): delivery for delivery in deliveries}
+        missing = set(self._run_script(scripts.RENEW, queue, self._lease_ms, *by_tag))
+        for tag, delivery in by_tag.items():
+            if tag not in missing:
+                delivery.confirmed_s = began_s
+                delivery.receipt.run = run
+        return [by_tag[tag] for tag in missing if not by_tag[tag].receipt.settled]
+
+    def _reopen(self, delivery: Delivery, run: str) -> bool:
+        """Return whether a missing lease was opened again; if not, it is lost."""
+        one: Taken = delivery.receipt
+        return self._forgotten(one, run) and self._open_again(delivery, run)
+
+    def _forgotten(self, one: Taken, run: str) -> bool:
+        """Return whether the server may have lost what it knew of a missing lease."""
+        return one.run != run and one.item is not None
+
+    def _open_again(self, delivery: Delivery, run: str) -> bool:
+        """Register a delivery anew, under a new tag; False when somebody else has its message."""
+        one: Taken = delivery.receipt
+        began_s = self._monotonic()
+        lease = self._run_script(
+            scripts.REOPEN, one.queue, self._lease_ms, self._process, one.item, one.home, one.number
+        )
+        if lease is None:
+            return False
+        delivery.tag, delivery.confirmed_s, one.run = lease.decode(), began_s, run
+        log.warning("lease_reopened task_id=%s queue=%s", delivery.task_id, delivery.queue)
+        return True
+
+    def _note_contact(self) -> None:
+        now = self._monotonic()
+        if now - self._renewed_s > self._grace_s:
+            self._sweep_from_s = now + self._grace_s
+        self._renewed_s = now
+
+    def _note_run(self, run: str) -> None:
+        if run != self._run:
+            self._sweep_from_s = self._monotonic() + self._grace_s
+            self._run = run
+
+    def _ask_run(self) -> str:
+        return str(self._connected().info("server")["run_id"])
+
+    def _run_script(self, script: str, *args: Any) -> Any:
+        client = self._connected()
+        if script not in self._scripts:
+            self._scripts[script] = client.register_script(script)
+        return self._scripts[script](args=args)
+
+    def _connected(self) -> Any:
+        with self._making:
+            if self._client is None:
+                self._client = self._make_client()
+            return self._client
+
+
+def _queue(delivery: Delivery) -> str:
+    return delivery.queue

@@ -1,0 +1,249 @@
+"""Redis: a transport that takes messages under a lease, in one step on the server.
+
+kombu pops a message first and registers it as unacked afterwards, by its own
+clock, in an index that all queues of a database share; what a process dies with
+between the two is lost, and what runs when its channel closes is given to
+others. Here the script TAKE does both, and the lease book settles (see
+``docs/decisions/0008``). A connection without the transport option ``book``, a
+producer's, behaves as kombu's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from queue import Empty
+from time import monotonic
+from typing import Any
+
+from kombu.transport import redis, virtual
+from redis.exceptions import NoScriptError
+
+from forwarder.brokers.leases import LeaseBook
+from forwarder.brokers.redis.intake import Take, Taken
+from forwarder.brokers.redis.messages import GuardedMessage, envelope_of
+from forwarder.brokers.redis.scripts import TAKE, sha1
+from forwarder.brokers.stopping import StopsAtOnce
+
+log = logging.getLogger(__name__)
+
+#: Seconds that an idle worker waits in one list; after it, it looks at all queues and priorities.
+WAIT_S = 0.25
+#: Seconds that the blocking loop waits for a slot before it looks at other things.
+SLOT_WAIT_S = 1.0
+_TAKE_SHA = sha1(TAKE)
+
+
+class BookedQoS(virtual.QoS):
+    """Counts what the book holds, and leaves settling to it.
+
+    What is in flight outlives its channel: it is neither given back when that
+    closes, nor forgotten by the next one's prefetch count.
+    """
+
+    channel: Any
+
+    def can_consume(self) -> bool:
+        """Return whether there is a free slot."""
+        return not self.prefetch_count or len(self._book) < self.prefetch_count
+
+    def can_consume_max_estimate(self) -> int | None:  # type: ignore[override]  # kombu returns None, too
+        """Return the number of free slots; None is no limit."""
+        return max(self.prefetch_count - len(self._book), 0) if self.prefetch_count else None
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Do nothing: it is registered already."""
+
+    def ack(self, delivery_tag: str) -> None:
+        """Do nothing: the book settles."""
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Do nothing: the book settles."""
+
+    def restore_unacked(self) -> None:
+        """Do nothing: a lease that ends gives the message to others."""
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Do nothing, as ``restore_unacked``."""
+
+    @property
+    def _book(self) -> LeaseBook:
+        book: LeaseBook = self.channel.book
+        return book
+
+
+class LeasedChannel(redis.Channel):
+    """kombu's channel, which asks for messages with TAKE and waits for them with BLMOVE.
+
+    A take that brought nothing is followed by a wait in one queue's list: what
+    arrives is moved to this process's intake list, from where the next take has it.
+    """
+
+    Message = GuardedMessage
+
+    #: kombu's own, which its stubs leave out.
+    connection: Any
+    connection_errors: tuple[type[Exception], ...]
+    _queue_cycle: Any
+    _q_for_pri: Any
+    _flush_brpop_reauth: Any
+    QoS: Any
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        super().__init__(connection, **kwargs)
+        self.book: LeaseBook | None = connection.client.transport_options.get("book")
+        if self.book is not None:
+            self.QoS = BookedQoS
+        self._met = False
+        self._script_known = True
+        self._wait_next = False
+        #: What the pending reply answers: a take, or the queue that is waited for.
+        self._pending: Take | str = ""
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Send the next take or wait on the polled connection (kombu calls this when a slot is free)."""
+        if self.book is None:
+            super()._brpop_start(timeout)  # type: ignore[misc]
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        if not self._met:
+            self._leases.meet()
+            self._met = True
+        command = self._wait(queues[0]) if self._wait_next else self._take(queues)
+        self._in_poll, self._brpop_sent_at = self.client.connection, monotonic()
+        self.client.connection.send_command(*command)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """Deliver what the reply brings. Raises Empty when that is nothing."""
+        if self.book is None:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        taken = self._read_reply()
+        if not taken:
+            raise Empty
+        self._deliver(taken)
+        return True
+
+    def _basic_cancel(self, consumer_tag: str) -> None:
+        super()._basic_cancel(consumer_tag)  # type: ignore[misc]
+        if not self.active_queues:
+            self._end_wait()
+
+    def close(self) -> None:
+        """Close the channel; what is in flight stays in the book."""
+        self._closing = True
+        self._end_wait()
+        super().close()
+
+    def wait_for_slot(self, timeout_s: float | None) -> bool:
+        """Block until a message may be taken, at most ``SLOT_WAIT_S``; return whether it may."""
+        if self.book is None or not self.active_queues or self.qos.can_consume():
+            return True
+        wait_s = SLOT_WAIT_S if timeout_s is None else min(timeout_s, SLOT_WAIT_S)
+        return self.book.wait_below(self.qos.prefetch_count, wait_s)
+
+    @property
+    def _leases(self) -> Any:
+        if self.book is None:
+            raise RuntimeError("a producer's channel has no leases")
+        return self.book.leases
+
+    def _take(self, queues: Sequence[str]) -> list[Any]:
+        lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
+        self._pending, arguments = self._leases.begin_take(queues, lists, self.qos.can_consume_max_estimate())
+        script = ["EVALSHA", _TAKE_SHA] if self._script_known else ["EVAL", TAKE]
+        return [*script, 0, *arguments]
+
+    def _wait(self, queue: str) -> list[Any]:
+        self._queue_cycle.rotate(queue)
+        self._pending = queue
+        return ["BLMOVE", queue, self._leases.intake(queue), "RIGHT", "LEFT", WAIT_S]
+
+    def _read_reply(self) -> list[Taken]:
+        try:
+            reply = self.client.parse_response(self.client.connection, "EVALSHA")
+        except NoScriptError:  # the server was started anew
+            self._script_known = False
+            return []
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if isinstance(self._pending, str):
+            self._wait_next = False
+            return []
+        self._script_known = True
+        self._wait_next = not reply
+        taken: list[Taken] = self._leases.end_take(self._pending, reply)
+        for queue in {one.queue for one in taken}:
+            self._queue_cycle.rotate(queue)
+        return taken
+
+    def _deliver(self, taken: list[Taken]) -> None:
+        left = list(taken)
+        try:
+            while left:
+                if left[0].queue not in self.connection._callbacks:
+                    return  # cancelled since
+                one = left.pop(0)
+                self.connection._deliver(envelope_of(one), one.queue)
+        finally:
+            if left:
+                self._give_back(left)
+
+    def _end_wait(self) -> None:
+        """Give back what is on its way: a reply, at most ``WAIT_S`` away, and what was waited for."""
+        if self.book is None:
+            return
+        try:
+            if self._in_poll:
+                self._give_back(self._read_reply())
+            if self._pending and isinstance(self._pending, str):
+                self._leases.empty_intake(self._pending)
+        except (*self.connection_errors, self.ResponseError) as error:
+            log.warning("intake_not_returned error=%s", type(error).__name__)  # it has a deadline
+
+    def _give_back(self, taken: list[Taken]) -> None:
+        try:
+            self._leases.give_back(taken)
+        except (*self.connection_errors, self.ResponseError) as error:
+            log.warning("intake_not_returned number=%d error=%s", len(taken), type(error).__name__)
+
+
+class SlotPoller(redis.MultiChannelPoller):
+    """kombu's poller, which the blocking loop (gevent) uses; a slot that gets free ends its wait.
+
+    kombu's waits for the connection alone, on which nothing is asked for
+    while every slot is taken.
+    """
+
+    _channels: set[LeasedChannel]
+
+    def get(self, callback: Any, timeout: float | None = None) -> Any:
+        """Wait for a slot, then for messages as kombu does. Raises Empty when there is none."""
+        if not all(channel.wait_for_slot(timeout) for channel in list(self._channels)):
+            raise Empty
+        return super().get(callback, timeout)
+
+
+class RedisTransport(StopsAtOnce, redis.Transport):  # type: ignore[misc]  # the stubs disagree
+    """kombu's Redis transport with leases."""
+
+    Channel = LeasedChannel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = SlotPoller()
+
+
+def broker_client(connection: Any) -> Any:
+    """Return a ``redis.Redis`` for the broker of a kombu connection, which must not be closed. Blocks.
+
+    Host, credentials and TLS are kombu's reading of the broker URL; give the
+    connection ``socket_timeout`` and ``max_connections`` as transport options.
+    """
+    with connection.channel().conn_or_acquire() as client:
+        return client

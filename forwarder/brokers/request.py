@@ -1,0 +1,213 @@
+"""Celery's request: what becomes of its message is settled in the lease book, once it is durable why."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs lack it
+from celery import signals
+from celery.exceptions import Ignore, InvalidTaskError, Reject
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+from forwarder.forwarding.errors import DeadLettered, ForwarderError
+
+log = logging.getLogger(__name__)
+
+#: Header of a task that was delivered too often: it fails without asking the inference server.
+DEAD_HEADER = "forwarder_dead"
+
+#: Header of every task: the queue that it was taken from, by our own knowledge.
+QUEUE_HEADER = "forwarder_queue"
+
+#: What Celery's protocol has in a body beside the arguments. A slot merges it over the
+#: headers, so anything else could pose as one of ours.
+EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
+
+#: Seconds between tries to store that a task was revoked.
+REVOKED_RETRY_S = 5.0
+
+
+def _in_background(work: Callable[[], None]) -> None:
+    """Run it in a thread, under gevent's patch a greenlet, that does not keep the process alive."""
+    threading.Thread(target=work, name="store-revoked", daemon=True).start()
+
+
+def _check_body(args: Any, kwargs: Any, payload: Any) -> None:
+    """Raise InvalidTaskError for a body that breaks Celery's tracer, which then acks without a result."""
+    embed = payload[2] if isinstance(payload, (list, tuple)) and len(payload) == 3 else None
+    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
+        raise InvalidTaskError("the body's arguments are not a list and an object")
+    if embed is not None and not (isinstance(embed, dict) and EMBEDDED.issuperset(embed)):
+        raise InvalidTaskError("the body's third part has what Celery's protocol has not")
+
+
+class ForwardRequest(Request):
+    """Celery's request, settled through the lease book; expiry and time limits are the use case's.
+
+    Celery acks through the connection that a message came on, and acks what it
+    can't explain: a task whose result could not be stored among it. Here only a
+    task with a stored outcome is acked, under its lease; every other end of it
+    gives the message back.
+
+    A producer's time limit would end a task in its hooks, after its result was
+    stored, and make a failure of it. The worker's own deadlines bound the call.
+    """
+
+    #: Overridden by tests only; Celery makes requests, so they can't be passed in.
+    in_background: Callable[[Callable[[], None]], None] = staticmethod(_in_background)
+    sleep: Callable[[float], None] = staticmethod(time.sleep)
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        self.time_limits = (None, None)
+        self._abandoned_to: Any = None
+        _check_body(self.args, self.kwargs, self.message.payload)
+        conf: Any = self.task.app.conf
+        self._book: LeaseBook = conf.forwarder_book
+        self._delivery: Delivery = message.delivery
+        self._delivery.request = self
+        self.request_dict[QUEUE_HEADER] = self._delivery.queue
+        self.request_dict.pop(DEAD_HEADER, None)  # a producer's own
+        if self._delivery.number > conf.forwarder_max_deliveries:
+            self.request_dict[DEAD_HEADER] = self._delivery.number
+
+    def maybe_expire(self) -> None:
+        """Never expire here, where Celery would store REVOKED: :meth:`Forwarder.forward` does.
+
+        So an expired task ends as every task does: a FAILURE with a code, a hook
+        record, a log line; and one that expires while it waits for a busy server
+        is caught too.
+        """
+
+    def acknowledge(self) -> None:
+        """Ack: the outcome is stored and the hooks have run. Blocks for one round trip at most."""
+        self._settle(Settlement.ACK)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give the message back, counted; or put aside what Celery can't schedule (a broken ETA)."""
+        if requeue:
+            self._end(Settlement.REQUEUE)
+        else:
+            self._end(Settlement.PUT_ASIDE, self._death("internal", "the task can't be scheduled"))
+
+    def on_accepted(self, pid: Any, time_accepted: float) -> None:
+        """Note that a slot runs the task; kill it there if it was abandoned on its way."""
+        super().on_accepted(pid, time_accepted)
+        if self._abandoned_to is not None:
+            self._kill(self._abandoned_to)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Give back what an operator's remote ``time_limit`` killed: it counts towards the limit."""
+        if not soft:
+            task_ready(self)
+            self.reject(requeue=True)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Settle a task that did not succeed.
+
+        ``return_ok`` is Celery's word for: the task ended, and its outcome is
+        stored. Celery also acks what never got that far.
+        """
+        task_ready(self)
+        if self._already_cancelled or self._already_revoked:
+            return  # this process ended the copy, and settles the message elsewhere
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):
+            error = error.exc
+        if isinstance(error, Reject):
+            self._end(Settlement.HAND_BACK)  # not the task's fault: the result store or the broker was away
+        elif isinstance(error, Ignore):
+            self.acknowledge()  # it was published again
+        elif return_ok and isinstance(error, ForwarderError):
+            if isinstance(error, DeadLettered) and DEAD_HEADER in self.request_dict:
+                self._settle(Settlement.PUT_ASIDE, self._death(error.code, str(error)))
+            else:
+                self.acknowledge()
+            self.send_event("task-failed", exception=repr(error), traceback=exc_info.traceback)
+        else:
+            # A lost child, or an error around the task: nobody knows what was stored. The next
+            # delivery looks, and runs the hooks that are owed. Without the text, which may quote it.
+            log.error("task_broke_off task_id=%s error=%s", self.id, type(error).__name__)
+            self.reject(requeue=True)
+
+    def abandon(self, pool: Any) -> None:
+        """Kill the running copy, now or as soon as a slot accepts it; settles nothing.
+
+        For a message that is somebody else's from now on. Safe from any thread; does
+        nothing the second time.
+        """
+        if self._abandoned_to is not None:
+            return
+        self.acknowledged = True
+        # Celery would take the copy's end for a revoke, store REVOKED and ack.
+        self._already_cancelled = True
+        self._already_revoked = True  # what waits for a slot is skipped when it gets one
+        self._abandoned_to = pool  # before the look at time_start: on_accepted sets that, then looks here
+        if self.time_start is not None:
+            self._kill(pool)
+        else:
+            task_ready(self)
+
+    def _kill(self, pool: Any) -> None:
+        task_ready(self)
+        pool.terminate_job(self.worker_pid, signal.SIGKILL)
+
+    # Celery has no public seam between the revoke and the ack that follows it even
+    # when the state could not be stored.
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: Any) -> None:
+        """Tell everybody, and ack once REVOKED is stored."""
+        if self._already_revoked:
+            return
+        self._already_revoked = True
+        task_ready(self)
+        self.send_event("task-revoked", terminated=terminated, signum=signum, expired=bool(expired))
+        context = self._context  # type: ignore[attr-defined]  # the stubs lack it
+        signals.task_revoked.send(
+            self.task, request=context, terminated=terminated, signum=signum, expired=bool(expired)
+        )
+        # Not in Celery's loop: a store that is frozen would stop it.
+        self.in_background(lambda: self._store_revoked(reason, context))
+
+    def _store_revoked(self, reason: str, context: Any) -> None:
+        """Try until REVOKED is stored or the message is no longer ours; its lease is kept meanwhile."""
+        backend: Any = self.task.backend
+        while not self.acknowledged:
+            try:
+                # The copy may have stored its result just before it was killed.
+                if backend.find(self.id) is None:
+                    backend.mark_as_revoked(self.id, reason, request=context, store_result=self.store_errors)
+            except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
+                log.warning("revoked_not_stored task_id=%s error=%s", self.id, type(error).__name__)
+                self.sleep(REVOKED_RETRY_S)
+            else:
+                self.acknowledge()
+
+    def _end(self, how: Settlement, death: Death | None = None) -> None:
+        """Settle without an outcome, and tell Celery's monitors."""
+        if self._settle(how, death):
+            self.send_event("task-rejected", requeue=how is not Settlement.PUT_ASIDE)
+
+    def _settle(self, how: Settlement, death: Death | None = None) -> bool:
+        if self.acknowledged:
+            return False
+        self.acknowledged = True
+        self._book.settle(self._delivery, how, death)
+        self._delivery.request = None  # the two refer to each other, and one holds the body
+        return True
+
+    def _death(self, code: str, error: str) -> Death:
+        return Death(
+            code=code,
+            error=error,
+            queue=self._delivery.queue,
+            deliveries=self._delivery.number,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )

@@ -1,0 +1,274 @@
+"""The consumer around the lease book: what is refused, what is handed back, what is cancelled."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import states
+from celery.exceptions import Reject
+from celery.worker.consumer import Consumer
+
+from forwarder.brokers.consumer import REFUSAL_RETRY_S, ForwarderConsumer
+from forwarder.brokers.leases import Death, Delivery, LeaseBook
+from forwarder.forwarding.errors import ForwarderError
+
+MAX_DELIVERIES = 3
+BYTES_MAX = 100
+
+
+class Broker:
+    def __init__(self) -> None:
+        self.number = 1
+        self.dead: list[Death] = []
+        self.handed_back: list[Delivery] = []
+        self.recounted = False
+        self.again = False
+        self.requeued = 0
+
+    def recount(self, message: Any) -> bool:
+        return self.recounted
+
+    def receive(self, message: Any) -> Delivery:
+        return Delivery(
+            tag="1",
+            queue="q",
+            number=self.number,
+            confirmed_s=0.0,
+            message=message,
+            redelivered=self.again,
+        )
+
+    def requeue(self, delivery: Delivery) -> bool:
+        self.requeued += 1
+        return True
+
+    def put_aside(self, delivery: Delivery, death: Death) -> bool:
+        self.dead.append(death)
+        return True
+
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        self.handed_back += deliveries
+
+    def disconnected(self, deliveries: list[Delivery]) -> list[Delivery]:
+        return deliveries
+
+
+class Backend:
+    def __init__(self) -> None:
+        self.down = False
+        self.outcomes: dict[str, object] = {}
+        self.stored: list[tuple[str, str]] = []
+
+    def find(self, task_id: str) -> object:
+        if self.down:
+            raise Reject
+        return self.outcomes.get(task_id)
+
+    def store_result(self, task_id: str, error: ForwarderError, state: str) -> None:
+        if self.down:
+            raise ConnectionError
+        assert state == states.FAILURE
+        self.stored.append((task_id, error.code))
+
+
+class Timer:
+    def __init__(self) -> None:
+        self.entries: list[tuple[float, Any, tuple[Any, ...]]] = []
+
+    def call_after(self, wait_s: float, call: Any, args: tuple[Any, ...]) -> None:
+        self.entries.append((wait_s, call, args))
+
+
+class Request:
+    def __init__(self, *, begun: bool) -> None:
+        self.time_start = 1.0 if begun else None
+        self.abandoned = False
+
+    def abandon(self, pool: Any) -> None:
+        self.abandoned = True
+
+
+class Scene:
+    """A consumer without Celery's worker around it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broker = Broker()
+        self.backend = Backend()
+        self.timer = Timer()
+        self.handled: list[Any] = []
+        self.super_calls: list[str] = []
+        self.handle: Any = self.handled.append
+        monkeypatch.setattr(Consumer, "create_task_handler", lambda *_: self.handle)
+        for name in ("on_close", "on_connection_error_after_connected"):
+            monkeypatch.setattr(Consumer, name, lambda *_, name=name: self.super_calls.append(name))
+        consumer = object.__new__(ForwarderConsumer)
+        consumer._book = self.book = LeaseBook(lambda: self.broker)  # type: ignore[arg-type, return-value]
+        consumer._max_deliveries = MAX_DELIVERIES
+        consumer._message_bytes_max = BYTES_MAX
+        consumer.app = SimpleNamespace(backend=self.backend)  # type: ignore[assignment]
+        consumer.timer = self.timer  # type: ignore[misc]
+        consumer.pool = None
+        consumer.connection_errors = (ConnectionResetError,)
+        self.consumer = consumer
+
+    def receive(self, body: bytes = b"{}", *, number: int = 1, task_id: str | None = "a") -> Any:
+        self.broker.number = number
+        headers = {"id": task_id, "task": "no.such"}
+        message = SimpleNamespace(body=body, properties={}, headers=headers, delivery_info={})
+        self.consumer.create_task_handler()(message)
+        return message
+
+    def hold(self, *, begun: bool) -> Delivery:
+        delivery = self.book.open(SimpleNamespace(headers={"id": "a"}))
+        delivery.request = Request(begun=begun)
+        return delivery
+
+
+@pytest.fixture
+def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return Scene(monkeypatch)
+
+
+def test_a_message_enters_the_book_before_it_is_handled(scene: Scene) -> None:
+    message = scene.receive()
+    assert scene.handled == [message]
+    assert scene.book.held() == [message.delivery]
+
+
+def test_a_message_that_was_published_again_to_be_counted_is_not_run(scene: Scene) -> None:
+    scene.broker.recounted = True
+    scene.receive()
+    assert scene.handled == []
+    assert len(scene.book) == 0
+
+
+def test_a_message_over_the_limit_is_put_aside_with_its_reason_and_a_result(scene: Scene) -> None:
+    scene.receive(b"x" * (BYTES_MAX + 1))
+    assert scene.handled == []
+    assert scene.backend.stored == [("a", "invalid_message")]
+    assert [(death.code, death.queue) for death in scene.broker.dead] == [("invalid_message", "q")]
+    assert "101 bytes" in scene.broker.dead[0].error
+
+
+@pytest.mark.parametrize("number", [1, MAX_DELIVERIES, MAX_DELIVERIES + 1])
+def test_up_to_one_delivery_past_the_limit_the_pool_decides(scene: Scene, number: int) -> None:
+    scene.receive(number=number)
+    assert len(scene.handled) == 1
+
+
+def test_a_task_that_failed_even_to_be_put_aside_never_reaches_the_pool_again(scene: Scene) -> None:
+    scene.receive(number=MAX_DELIVERIES + 2)
+    assert scene.handled == []
+    assert scene.backend.stored == [("a", "dead_lettered")]
+    assert scene.broker.dead[0].deliveries == MAX_DELIVERIES + 2
+
+
+def test_whatever_goes_wrong_with_one_message_ends_with_it(scene: Scene) -> None:
+    def fail(message: Any) -> None:
+        raise KeyError("secret")
+
+    scene.handle = fail
+    scene.receive()
+    assert scene.broker.dead[0].code == "invalid_message"
+    assert "secret" not in scene.broker.dead[0].error
+
+
+def test_a_lost_connection_is_not_the_message_s_fault(scene: Scene) -> None:
+    def fail(message: Any) -> None:
+        raise ConnectionResetError
+
+    scene.handle = fail
+    with pytest.raises(ConnectionResetError):
+        scene.receive()
+    assert scene.broker.dead == []
+
+
+def test_a_message_without_an_id_is_put_aside_without_a_result(scene: Scene) -> None:
+    scene.receive(task_id=None)
+    assert scene.backend.stored == []
+    assert scene.broker.dead[0].code == "invalid_message"
+
+
+def test_a_message_is_refused_once(scene: Scene) -> None:
+    def refuse_and_fail(message: Any) -> None:
+        scene.consumer.on_unknown_message(None, message)
+        raise KeyError
+
+    scene.handle = refuse_and_fail
+    scene.receive()
+    assert len(scene.broker.dead) == 1
+
+
+@pytest.mark.parametrize("task_id", ["x" * 201, "", 7])
+def test_an_id_that_no_result_can_be_stored_under_is_refused(scene: Scene, task_id: Any) -> None:
+    scene.receive(task_id=task_id)
+    assert scene.handled == []
+    assert scene.backend.stored == []
+    assert scene.broker.dead[0].code == "invalid_message"
+
+
+def test_a_dead_task_that_has_an_outcome_keeps_it(scene: Scene) -> None:
+    scene.backend.outcomes["a"] = "an outcome"
+    scene.receive(number=MAX_DELIVERIES + 2)
+    assert scene.backend.stored == []
+    assert scene.broker.dead[0].code == "dead_lettered"
+
+
+def test_what_celery_gave_up_while_the_store_was_away_comes_again_counted(scene: Scene) -> None:
+    def give_up(message: Any) -> None:
+        raise Reject
+
+    scene.handle = give_up
+    scene.receive()
+    assert scene.broker.requeued == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "again", "expected"), [(1, False, False), (1, True, True), (2, False, True)]
+)
+def test_the_task_is_told_of_earlier_deliveries_also_of_those_that_dont_count(
+    scene: Scene, number: int, again: bool, expected: bool
+) -> None:
+    scene.broker.again = again
+    assert scene.receive(number=number).delivery_info["redelivered"] is expected
+
+
+def test_an_unknown_task_is_put_aside_under_its_own_code(scene: Scene) -> None:
+    message = scene.receive()
+    scene.consumer.on_unknown_task(None, message, KeyError("no.such"))
+    assert scene.backend.stored == [("a", "unknown_task")]
+    assert "'no.such'" in scene.broker.dead[0].error
+
+
+def test_while_the_store_is_away_a_refused_message_keeps_its_lease(scene: Scene) -> None:
+    scene.backend.down = True
+    message = scene.receive(b"x" * (BYTES_MAX + 1))
+    assert scene.broker.dead == []
+    assert scene.book.held() == [message.delivery]
+    ((wait_s, call, args),) = scene.timer.entries
+    assert wait_s == REFUSAL_RETRY_S
+    scene.backend.down = False
+    call(*args)
+    assert scene.backend.stored == [("a", "invalid_message")]
+    assert len(scene.broker.dead) == 1
+    assert len(scene.book) == 0
+
+
+def test_closing_hands_back_only_what_no_slot_has_begun(scene: Scene) -> None:
+    running, waiting = scene.hold(begun=True), scene.hold(begun=False)
+    scene.consumer.on_close()
+    assert scene.broker.handed_back == [waiting]
+    assert waiting.request.abandoned, "it must not start after its message went back"
+    assert not running.request.abandoned
+    assert scene.super_calls == ["on_close"]
+
+
+def test_what_the_broker_gives_to_others_is_cancelled_before_reconnecting(scene: Scene) -> None:
+    running = scene.hold(begun=True)
+    scene.consumer.on_connection_error_after_connected(ConnectionResetError())
+    assert running.request.abandoned
+    assert len(scene.book) == 0
+    assert scene.broker.handed_back == []
+    assert scene.super_calls == ["on_connection_error_after_connected"]

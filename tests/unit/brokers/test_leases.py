@@ -1,0 +1,154 @@
+"""The lease book: every message that is held ends exactly once, and never by being forgotten."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+
+DEATH = Death(
+    code="dead_lettered", error="too often", queue="q", deliveries=6, at="2026-01-01T00:00:00+00:00"
+)
+
+
+class Broker:
+    """Leases in memory: settles what it is told to, unless it is away."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.ours = True
+        self.settled: list[tuple[str, str]] = []
+
+    def receive(self, message: Any) -> Delivery:
+        return Delivery(tag=message.tag, queue="q", number=1, confirmed_s=0.0, message=message)
+
+    def _settle(self, how: str, delivery: Delivery) -> bool:
+        if self.away:
+            raise ConnectionError
+        self.settled.append((how, delivery.tag))
+        return self.ours
+
+    def ack(self, delivery: Delivery) -> bool:
+        return self._settle("ack", delivery)
+
+    def requeue(self, delivery: Delivery) -> bool:
+        return self._settle("requeue", delivery)
+
+    def put_aside(self, delivery: Delivery, death: Death) -> bool:
+        assert death is DEATH
+        return self._settle("put_aside", delivery)
+
+    def hand_back(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._settle("hand_back", delivery)
+
+
+def message(tag: str = "1", **headers: Any) -> Any:
+    return SimpleNamespace(tag=tag, headers=headers or {"id": f"task-{tag}"})
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def book(broker: Broker) -> LeaseBook:
+    return LeaseBook(lambda: broker)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("how", list(Settlement))
+def test_a_delivery_is_settled_once_however_often_it_is_asked_for(
+    book: LeaseBook, broker: Broker, how: Settlement
+) -> None:
+    delivery = book.open(message())
+    book.settle(delivery, how, DEATH if how is Settlement.PUT_ASIDE else None)
+    book.settle(delivery, Settlement.ACK)
+    assert broker.settled == [(how.value, "1")]
+    assert len(book) == 0
+
+
+def test_what_is_put_aside_needs_a_reason(book: LeaseBook) -> None:
+    with pytest.raises(ValueError, match="death"):
+        book.settle(book.open(message()), Settlement.PUT_ASIDE)
+
+
+def test_what_can_not_be_settled_is_owed_keeps_its_lease_and_frees_its_slot(
+    book: LeaseBook, broker: Broker
+) -> None:
+    delivery = book.open(message())
+    broker.away = True
+    book.settle(delivery, Settlement.ACK)
+    assert len(book) == 0
+    assert book.leased() == [delivery]
+    broker.away = False
+    book.settle_owed()
+    assert broker.settled == [("ack", "1")]
+    assert book.leased() == []
+
+
+def test_settling_what_is_owed_stops_at_the_first_failure_and_forgets_nothing(
+    book: LeaseBook, broker: Broker
+) -> None:
+    deliveries = [book.open(message(str(number))) for number in range(3)]
+    broker.away = True
+    for delivery in deliveries:
+        book.settle(delivery, Settlement.ACK)
+    book.settle_owed()
+    assert set(map(id, book.leased())) == set(map(id, deliveries))
+
+
+def test_a_lost_delivery_is_settled_no_more(book: LeaseBook, broker: Broker) -> None:
+    delivery = book.open(message())
+    assert book.lose(delivery)
+    assert not book.lose(delivery)
+    book.settle(delivery, Settlement.ACK)
+    assert broker.settled == []
+
+
+def test_a_debt_whose_lease_is_lost_is_written_off(book: LeaseBook, broker: Broker) -> None:
+    delivery = book.open(message())
+    broker.away = True
+    book.settle(delivery, Settlement.ACK)
+    broker.away = False
+    assert not book.lose(delivery), "its task was not running any more"
+    book.settle_owed()
+    assert broker.settled == []
+
+
+def test_only_what_is_in_flight_is_handed_back(book: LeaseBook, broker: Broker) -> None:
+    done, running = book.open(message("done")), book.open(message("running"))
+    book.settle(done, Settlement.ACK)
+    assert book.hand_back([done, running]) == 1
+    assert broker.settled == [("ack", "done"), ("hand_back", "running")]
+
+
+def test_handing_back_to_a_broker_that_is_away_raises_nothing(book: LeaseBook, broker: Broker) -> None:
+    broker.away = True
+    assert book.hand_back([book.open(message())]) == 1
+    assert len(book) == 0
+
+
+def test_waiting_for_an_empty_book_ends_with_the_last_settlement(book: LeaseBook) -> None:
+    delivery = book.open(message())
+    assert not book.wait_empty(0.0)
+    waiter = threading.Thread(target=book.wait_empty, args=(5.0,))
+    waiter.start()
+    book.settle(delivery, Settlement.ACK)
+    waiter.join(5.0)
+    assert not waiter.is_alive()
+
+
+@pytest.mark.parametrize("headers", [{"id": 7}, {"id": ""}, {"task": "x"}])
+def test_an_id_that_is_no_id_is_none(book: LeaseBook, headers: dict[str, Any]) -> None:
+    assert book.open(message(**headers)).task_id is None
+
+
+def test_the_book_shows_what_it_holds_and_no_message(book: LeaseBook) -> None:
+    delivery = book.open(message("1", id="a", body="secret"))
+    assert repr(book) == "<LeaseBook>"
+    assert "secret" not in repr(delivery)
