@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 from celery import Celery
+from kombu import Connection
 
-from forwarder.brokers.config import SPARE_CONNECTIONS, broker_config
+from forwarder.brokers.config import SPARE_CONNECTIONS, SQS_WAIT_S, broker_config, consuming_config
+from forwarder.brokers.leases import LeaseBook, Leases
 from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
 from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
@@ -22,8 +24,22 @@ from forwarder.forwarding.retry import RetryPolicy
 from forwarder.forwarding.task import TASK_NAMES, ForwardTask
 from forwarder.hooks.runner import HookRunner
 from forwarder.inference.client import InferenceClient
+from forwarder.results.patience import Patience
 from forwarder.settings.model import Settings
 from forwarder.telemetry.metrics import ProcessMetrics
+
+#: Seconds until one call of the lease keeper's Redis client has failed: renewals must
+#: not wait for a broker that is frozen.
+LEASE_CONNECT_TIMEOUT_S = 3.0
+LEASE_TIMEOUT_S = 5.0
+
+#: Of one SQS call. A renewal that hangs must end before the lease does.
+SQS_ATTEMPTS = 2
+
+#: Seconds until one try to reach a Redis result store has failed. The longer one is for all
+#: of a result's bytes: 64 MiB at 6 MiB/s.
+STORE_CONNECT_TIMEOUT_S = 3.0
+STORE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +71,13 @@ class Composition:
         self.aws = PerProcess(AwsSession)
         self.s3 = PerProcess(lambda: s3_client(self.aws.get(), max_pool_connections=self._per_process))
         self.parts = PerProcess(self._build_parts)
+        self.leases = PerProcess(self._build_leases)
+        self.book = LeaseBook(self.leases.get)
 
     def celery_app(self) -> Celery:
         """Return the worker's Celery app with the task under each of its names."""
         app = client_app(self._settings, s3=self.s3)
+        app.conf.update(consuming_config(self._settings, self.book))
         for name in TASK_NAMES:
             app.register_task(
                 ForwardTask(name=name, parts=self.parts.get, track_started=self._settings.track_started)
@@ -68,6 +87,36 @@ class Composition:
     def close(self) -> None:
         """Close what this process has opened; called once, when it stops."""
         self.parts.if_made(lambda parts: parts.close())
+        self.leases.if_made(lambda leases: leases.close())
+
+    def _build_leases(self) -> Leases:
+        settings = self._settings
+        if settings.broker_kind == "redis":
+            from forwarder.brokers.redis.leases import RedisLeases
+            from forwarder.brokers.redis.transport import broker_client
+
+            return RedisLeases(
+                client=lambda: broker_client(broker_connection(settings)),
+                queues=settings.queues,
+                visibility_timeout_s=settings.visibility_timeout_s,
+                message_bytes_max=settings.message_bytes_max,
+                stock_visibility_timeout_s=settings.stock_visibility_timeout_s,
+            )
+        if settings.broker_kind == "sqs":
+            from forwarder.brokers.sqs.leases import SqsLeases
+
+            client = PerProcess(lambda: self.aws.get().client("sqs", max_attempts=SQS_ATTEMPTS))
+            return SqsLeases(
+                client=client.get,
+                queue=settings.queues[0],
+                queue_url=settings.sqs_url or "",
+                visibility_timeout_s=settings.visibility_timeout_s,
+                wait_s=SQS_WAIT_S,
+            )
+        from forwarder.brokers.amqp.copies import Copies
+        from forwarder.brokers.amqp.leases import AmqpLeases
+
+        return AmqpLeases(copies=Copies(connect=lambda: broker_connection(settings)))
 
     def _build_parts(self) -> ProcessParts:
         settings = self._settings
@@ -133,6 +182,14 @@ class Composition:
         )
 
 
+def broker_connection(settings: Settings) -> Connection:
+    """Return a connection to the broker beside the consumer's, not yet opened."""
+    options = {}
+    if settings.broker_kind == "redis":
+        options = {"socket_timeout": LEASE_TIMEOUT_S, "socket_connect_timeout": LEASE_CONNECT_TIMEOUT_S}
+    return client_app(settings).connection_for_write(transport_options=options)
+
+
 def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Celery:
     """Return a Celery app that reaches the broker and the results, without the task.
 
@@ -149,14 +206,10 @@ def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Cele
         result_serializer="json",
         task_create_missing_queues=False,
         worker_prefetch_multiplier=1,
-        worker_consumer="forwarder.brokers.consumer:ForwarderConsumer",
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         # Celery gives a new child 4 s to report; fifty of them starting on one core need more.
         worker_proc_alive_timeout=60.0,
-        # A lost connection already requeues; running copies are dealt with by the
-        # result being written before the ack.
-        worker_cancel_long_running_tasks_on_connection_loss=False,
     )
     return app
 
@@ -171,9 +224,13 @@ def _result_config(settings: Settings, s3: PerProcess[Any]) -> dict[str, Any]:
         # One backend per process. Stock Celery keeps one per thread, which under
         # gevent is one per task.
         "result_backend_thread_safe": True,
-        "result_backend_transport_options": {"client": s3.get},
+        "result_backend_transport_options": {
+            "client": s3.get,
+            "patience": Patience(bound_s=settings.store_retry_s),
+        },
         "redis_max_connections": settings.concurrency + SPARE_CONNECTIONS,
         "redis_socket_keepalive": True,
-        "redis_retry_on_timeout": True,
-        "redis_backend_health_check_interval": 25,
+        # Of one try; redis-py's own retries stay off, because the task tries again itself.
+        "redis_socket_timeout": STORE_TIMEOUT_S,
+        "redis_socket_connect_timeout": STORE_CONNECT_TIMEOUT_S,
     }

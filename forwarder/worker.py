@@ -17,16 +17,19 @@ from forwarder.telemetry import logs
 
 log = logging.getLogger(__name__)
 
+#: Pool to the class that Celery makes it of.
+POOL_CLASSES = {"prefork": "prefork", "gevent": "forwarder.green_pool:GreenPool"}
+
 
 def run(settings: Settings) -> int:
     """Run the worker until it is told to stop; return the process's exit code.
 
     Blocks for the life of the worker. SIGTERM ends it with 0 once the tasks in
-    flight are done, or at once before it consumes. Raises PoolError
+    flight are done or handed back, or at once before it consumes. Raises PoolError
     when the patch does not fit the pool.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)  # until Celery installs its own
+        signal.signal(number, _stop)  # until the drain installs its own
     pool.verify(settings.pool)
     logs.configure(settings.log_level)
     log.info(
@@ -57,15 +60,20 @@ def _consume(settings: Settings) -> int:
     from celery import signals
 
     from forwarder.app import Composition
+    from forwarder.brokers.keeper import LeaseKeeper, round_s
+    from forwarder.drain import Drain, DrainingWorker
 
     composition = Composition(settings)
     app = composition.celery_app()
+    drain = Drain(book=composition.book, timeout_s=settings.drain_timeout_s, close=composition.close)
     # Celery then leaves the log to logs.configure.
     signals.setup_logging.connect(_keep_logging, weak=False)
     signals.worker_process_shutdown.connect(lambda **_: composition.close(), weak=False)
-    worker = app.Worker(
+    worker = DrainingWorker(
+        app=app,
+        drain=drain,
         hostname=f"forwarder-{os.getpid()}@{socket.gethostname()}",
-        pool=settings.pool,
+        pool=POOL_CLASSES[settings.pool],
         concurrency=settings.concurrency,
         max_tasks_per_child=settings.max_tasks_per_child if settings.pool == "prefork" else None,
         optimization="fair",
@@ -74,12 +82,17 @@ def _consume(settings: Settings) -> int:
         quiet=True,
         loglevel=settings.log_level,
     )
+    keeper = LeaseKeeper(
+        book=composition.book, interval_s=round_s(settings.visibility_timeout_s), cancel=worker.abandon
+    )
+    keeper.start()
     try:
         worker.start()
     finally:
-        composition.close()
-    log.info("worker_stopped exit_code=%s", worker.exitcode)
-    return int(worker.exitcode or 0)
+        keeper.stop()
+        drain.end(worker)
+    log.info("worker_stopped exit_code=%d", drain.exit_code)
+    return drain.exit_code
 
 
 def _keep_logging(**_: object) -> None:

@@ -120,10 +120,13 @@ def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
     push("invalid_message", b'[[{"args": "\xff\xfe\xff"}], {}, {}]')
     push("invalid_message", f"[[{nested(100_000)}], {{}}, {{}}]".encode())
     push("invalid_payload", f"[[{nested(300)}], {{}}, {{}}]".encode())
-    push("invalid_payload", b'{"args": "not a list"}')
+    push("invalid_message", b'{"args": "not a list"}')
+    push("invalid_message", b'[[{"args": {}}], ["no object"], {}]')
+    push("invalid_message", b'[[{"args": {}}], {}, ["no object"]]')
+    push("invalid_message", b'[[{"args": {}}], {}, {"forwarder_dead": 6}]')
     push("invalid_message", b"[[{}], {}, {}]", expires="whenever")
     push("invalid_message", b"[[{}], {}, {}]", task={"no": "name"})
-    for item in (
+    unreadable = (
         "not json at all " + SECRET,
         "[]",
         "null",
@@ -131,8 +134,8 @@ def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
         "{}",
         '{"body": 5, "properties": 7}',
         b"\xff\xfe",
-    ):
-        broker.lpush(queue_name, item)
+    )
+    broker.lpush(queue_name, *unreadable)
     send(None, {"args": {"numbers": [1]}})
 
     codes = {task_id: failure(sender, task_id)["code"] for task_id in expected}
@@ -143,7 +146,9 @@ def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
     assert SECRET not in running.log()
     assert running.stop() == 0
     assert broker.llen(queue_name) == 0
-    assert broker.hlen("unacked") == 0
+    assert broker.hlen(f"forwarder:{{{queue_name}}}:unacked") == 0
+    refused = sum(code in ("invalid_message", "unknown_task") for code in expected.values())
+    assert broker.llen(f"{queue_name}.dead") == refused + len(unreadable)
 
 
 BAD_ANSWERS: list[tuple[dict[str, Any], str]] = [

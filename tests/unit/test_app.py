@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from forwarder.app import Composition, client_app
 from forwarder.forwarding.task import TASK_NAMES
@@ -18,8 +19,8 @@ def test_one_message_is_held_per_slot_and_only_json_is_read() -> None:
 
 
 def test_started_is_tracked_where_it_is_asked_for() -> None:
-    app = Composition(Settings(track_started=True)).celery_app()
-    assert app.tasks["forwarder.forward"].track_started is True
+    task: Any = Composition(Settings(track_started=True)).celery_app().tasks["forwarder.forward"]
+    assert task.stores_started is True
 
 
 def test_the_task_is_registered_under_each_of_its_names() -> None:

@@ -36,9 +36,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "settings": (),
     "compat": ("settings",),
     "forwarding": (),
+    "green_pool": (),
+    "drain": ("brokers.leases",),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
     "app": ("__init__", "pool", "settings", "forwarding", *ADAPTERS),
-    "worker": ("__init__", "app", "pool", "settings", "forwarding", *ADAPTERS),
+    "worker": ("__init__", "app", "drain", "pool", "settings", "forwarding", *ADAPTERS),
     "cli": ("__init__", "cli.demo", "app", "worker", "pool", "compat", "settings", "forwarding", *ADAPTERS),
     "cli.demo": ("__init__", "demo", "testing", "settings"),
     "testing": ("__init__", "settings"),
@@ -139,7 +141,11 @@ def test_what_is_loaded_before_the_patch_imports_only_light_parts_of_the_standar
     "module",
     [
         f"forwarder.{FOR_EVERYBODY}",
-        *(module for module in MODULES if within(module, "forwarder.forwarding") and module[-5:] != ".task"),
+        *(
+            module
+            for module in MODULES
+            if within(module, "forwarder.forwarding") and not module.endswith(".task")
+        ),
     ],
 )
 def test_forwarding_knows_no_library_and_no_network(module: str) -> None:

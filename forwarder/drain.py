@@ -1,0 +1,233 @@
+"""How the worker ends: finish what is in flight, hand back the rest, and be gone in bounded time."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+from celery import signals
+from celery.apps.worker import Worker
+from celery.bootsteps import StartStopStep
+from celery.platforms import EX_FAILURE, EX_OK
+from celery.worker import state
+
+from forwarder.brokers.leases import Delivery, LeaseBook
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether a second signal came.
+LOOK_S = 0.2
+#: Seconds to wait for the consumer to close before messages are handed back: it would
+#: take them again. Celery's blocking loop looks about every two seconds whether it is to stop.
+CLOSING_S = 3.0
+#: Seconds that the main thread has to come out by itself once nothing is in flight.
+COMING_OUT_S = 3.0
+#: Seconds after the drain at which a process that hangs is ended; within the
+#: settings' ENDING_S, by which Kubernetes' grace period must pass the drain.
+WATCHDOG_S = 9.0
+#: The file descriptor of the standard error stream, whatever ``sys.stderr`` is by then.
+STDERR = 2
+
+
+class StoppingWorker(Protocol):
+    """What the drain needs of the worker."""
+
+    hostname: str
+
+    def abandon(self, delivery: Delivery) -> None:
+        """Kill the running copy of a task; settles nothing, never raises."""
+
+
+def watch(seconds: float) -> None:
+    """End the process with 1 after so long, and print where it hangs; a later call moves the time.
+
+    In a C thread, which needs no interpreter lock: see dd-trace-py#13004.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+
+
+class Drain:
+    """Ends the process after the first SIGTERM, SIGINT or SIGQUIT, with the exit code 0.
+
+    The first SIGTERM or SIGINT stops the consuming and waits up to ``timeout_s``
+    seconds for what is in flight; a second one, or SIGQUIT, does not wait. What
+    still runs then is killed and handed back to its queue, uncounted. ``close``
+    flushes hooks and leases; it is called once.
+
+    All of this happens in a thread (under gevent's patch a greenlet), because
+    Celery's main thread waits for its pool without a bound; if it does not come
+    out of that by itself, the process ends without it.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: LeaseBook,
+        timeout_s: float,
+        close: Callable[[], None],
+        watch: Callable[[float], None] = watch,
+        leave: Callable[[int], object] = os._exit,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.exit_code: int = EX_OK
+        self._book = book
+        self._timeout_s = timeout_s
+        self._close = close
+        self._watch = watch
+        self._leave = leave
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._pid = os.getpid()
+        self._bell, self._push = socket.socketpair()
+        self._begun = False
+        self._at_once = False
+        self._consuming = True
+        self._ending = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Drain begun={self._begun} at_once={self._at_once} timeout_s={self._timeout_s:g}>"
+
+    def install(self, worker: StoppingWorker) -> None:
+        """Take the signals over; call it in the main thread."""
+        threading.Thread(target=self.run, args=(worker,), name="drain", daemon=True).start()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, self._on_signal)
+
+    def begin(self, *, exit_code: int = EX_OK, at_once: bool = False) -> None:
+        """Stop the worker; later calls only make it quicker. Never blocks: signal handlers may call it."""
+        self._at_once = self._at_once or at_once
+        if not self._begun or at_once:
+            self._watch(WATCHDOG_S + (0.0 if self._at_once else self._timeout_s))
+        if not self._begun:
+            self._begun = True
+            self.exit_code = exit_code
+            state.should_stop = EX_OK  # type: ignore[assignment]  # the stubs know only None
+            os.write(self._push.fileno(), b"!")
+
+    def consumer_stopped(self) -> None:
+        """Note that no more messages come."""
+        self._consuming = False
+
+    def end(self, worker: StoppingWorker) -> None:
+        """Hand back what is left, then flush hooks and leases, unless another thread does or did."""
+        if self._ending.acquire(blocking=False):
+            self._hand_back(worker)
+            self._close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A child of the pool inherits this, and gets what is sent to the process group.
+        if os.getpid() == self._pid:
+            self.begin(at_once=self._begun or number == signal.SIGQUIT)
+
+    def run(self, worker: StoppingWorker) -> None:
+        """Wait for the first signal, then see the worker to its end."""
+        self._bell.recv(1)
+        log.info("drain_start in_flight=%d timeout_s=%g", len(self._book), self._timeout_s)
+        signals.worker_shutting_down.send(
+            sender=worker.hostname, sig="SIGTERM", how="Warm", exitcode=self.exit_code
+        )
+        self._wait_for_tasks()
+        self._abandon(worker)
+        self._wait_for_consumer()
+        self._hand_back(worker)
+        self._sleep(COMING_OUT_S)
+        self.end(worker)
+        log.info("worker_stopped exit_code=%d main_thread=busy", self.exit_code)
+        self._leave(self.exit_code)
+
+    def _wait_for_tasks(self) -> None:
+        """Return when nothing is in flight and nothing can come, or when the time is over."""
+        deadline = self._monotonic() + self._timeout_s
+        while not self._at_once and (left_s := deadline - self._monotonic()) > 0:
+            if not self._book.wait_empty(min(left_s, LOOK_S)):
+                continue
+            if not self._consuming:
+                return
+            self._sleep(min(left_s, LOOK_S))
+
+    def _wait_for_consumer(self) -> None:
+        deadline = self._monotonic() + CLOSING_S
+        while self._consuming and self._monotonic() < deadline:
+            self._sleep(LOOK_S)
+
+    def _abandon(self, worker: StoppingWorker) -> list[Delivery]:
+        """Kill what runs; return what is to be handed back."""
+        deliveries = self._book.held()
+        for delivery in deliveries:
+            worker.abandon(delivery)
+        return deliveries
+
+    def _hand_back(self, worker: StoppingWorker) -> None:
+        """Kill what runs and give its messages back; they don't count as delivered."""
+        number = self._book.hand_back(self._abandon(worker))
+        self._book.settle_owed()
+        if number:
+            log.info("drain_over handed_back=%d", number)
+
+
+class NoteConsumerStopped(StartStopStep):
+    """Tells the drain that the consumer has stopped: of the worker's steps Celery stops it first."""
+
+    requires = ("celery.worker.components:Pool",)  # so this one is stopped before the pool is waited for
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        self._drain: Drain = worker.drain
+        super().__init__(worker, **options)
+
+    def stop(self, parent: Any) -> None:
+        """Note it."""
+        self._drain.consumer_stopped()
+
+    def terminate(self, parent: Any) -> None:
+        """Note it, on Celery's other way out."""
+        self._drain.consumer_stopped()
+
+
+class DrainingWorker(Worker):
+    """Celery's worker, but every way in which it stops goes through the drain."""
+
+    hostname: str
+    pool: Any
+
+    class Blueprint(Worker.Blueprint):
+        """Celery's steps, and one more."""
+
+        default_steps = Worker.Blueprint.default_steps | {NoteConsumerStopped}
+
+    def __init__(self, *, drain: Drain, **options: Any) -> None:
+        self.drain = drain
+        super().__init__(**options)
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        """Install Celery's signal handlers, then the drain's over them."""
+        super().install_platform_tweaks(worker)
+        self.drain.install(worker)
+
+    def abandon(self, delivery: Delivery) -> None:
+        """Kill the running copy of a task, if there is one; settles nothing and never raises."""
+        request = delivery.request
+        if request is None:
+            return
+        try:
+            request.abandon(self.pool)
+        except Exception as error:  # noqa: BLE001 - the others are to be handed back all the same
+            log.error("abandon_failed task_id=%s error=%s", delivery.task_id, type(error).__name__)
+
+    def stop(self, in_sighandler: bool = False, exitcode: Any = None) -> None:
+        """Stop as after SIGTERM; Celery also stops on a remote command and for what it can't handle."""
+        self.drain.begin(exit_code=exitcode if isinstance(exitcode, int) else EX_OK)
+        super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
+
+    def terminate(self, in_sighandler: bool = False) -> None:
+        """Stop at once; Celery does so when it runs out of file descriptors."""
+        self.drain.begin(exit_code=EX_FAILURE, at_once=True)
+        super().terminate(in_sighandler=in_sighandler)

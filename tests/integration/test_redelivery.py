@@ -1,0 +1,209 @@
+"""A task whose outcome is committed is never run again, whoever delivers it once more and why."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from forwarder.testing import aws_resources
+from forwarder.testing.aws import Moto
+from forwarder.testing.producer import Producer, sqs_broker_url, sqs_conf
+from forwarder.testing.rabbitmq import RabbitMQ
+from forwarder.testing.services import ModelServer, Valkey
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import MakeProducer, StartWorker
+
+POOLS = ["prefork", "gevent"]
+VISIBILITY_S = 3
+
+
+class Receiver:
+    """Takes callbacks; while ``hold`` is set it answers none."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.hold = threading.Event()
+        self.released = threading.Event()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.bodies.append(json.loads(raw))
+                if receiver.hold.is_set():
+                    receiver.released.wait(60.0)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in http.server
+                """Keep quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a worker that was killed
+        self.env = {
+            "FORWARDER_HOOKS": "callback",
+            "FORWARDER_CALLBACK_URL": f"http://127.0.0.1:{self.server.server_port}/done",
+            "FORWARDER_CALLBACK_ALLOW": "127.0.0.0/8",
+        }
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.released.set()
+        made.server.shutdown()
+        thread.join()
+        made.server.server_close()
+
+
+def wait_for(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def task(**behaviour: Any) -> dict[str, Any]:
+    return {"args": {"id": uuid.uuid4().hex, "numbers": [1, 2], "behaviour": behaviour}}
+
+
+def error_code(sender: Producer, task_id: str) -> str:
+    backend: Any = sender.app.backend
+    meta = json.loads(backend.get(backend.get_key_for_task(task_id)))
+    assert meta["status"] == "FAILURE"
+    return str(json.loads(meta["result"]["custom"])["code"])
+
+
+@pytest.fixture(params=["redis", "sqs", "amqp"])
+def route(
+    request: pytest.FixtureRequest, queue_name: str, valkey: Valkey, producer: MakeProducer
+) -> tuple[dict[str, str], Producer]:
+    """Return a worker's settings for each broker, results in Redis, and a producer for it."""
+    env = {
+        "FORWARDER_RESULT_BACKEND": valkey.url,
+        "FORWARDER_VISIBILITY_TIMEOUT_S": str(VISIBILITY_S),
+    }
+    if request.param == "sqs":
+        moto: Moto = request.getfixturevalue("moto")
+        url = aws_resources.create_queue(moto.env, queue_name)
+        env |= moto.env | {"FORWARDER_BROKER_URL": "sqs://", "FORWARDER_SQS_QUEUE_URL": url}
+        conf = sqs_conf(moto.env, queue=queue_name, url=url)
+        return env, producer(broker_url=sqs_broker_url(moto.env), backend=valkey.url, conf=conf)
+    if request.param == "amqp":
+        rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq")
+        return env | {"FORWARDER_BROKER_URL": rabbitmq.url}, producer(
+            broker_url=rabbitmq.url, backend=valkey.url
+        )
+    return env | {"FORWARDER_BROKER_URL": valkey.url}, producer(broker_url=valkey.url, backend=valkey.url)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_that_dies_after_the_commit_leaves_only_the_hooks_to_be_done(
+    pool: str,
+    route: tuple[dict[str, str], Producer],
+    worker: StartWorker,
+    model_server: ModelServer,
+    receiver: Receiver,
+) -> None:
+    """Killed in its hook: the result is stored, the message is not acked."""
+    settings, sender = route
+    env = settings | model_server.env | receiver.env
+    first = worker(pool=pool, env=env)
+    first.wait_ready()
+    receiver.hold.set()
+    result = sender.send(task())
+    assert result.get(timeout=30)["result"]["sum"] == 3
+    wait_for(lambda: len(receiver.bodies) == 1)
+    first.kill()
+    receiver.hold.clear()
+    second = worker(pool=pool, env=env)
+    second.wait_for_log(f"task_already_done task_id={result.id}", timeout_s=60.0)
+    wait_for(lambda: len(receiver.bodies) == 2)
+    assert receiver.bodies[0] == receiver.bodies[1]
+    assert model_server.stats()["requests"] == 1
+    assert result.get(timeout=5)["result"]["sum"] == 3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_that_dies_before_the_commit_leaves_the_task_to_another(
+    pool: str,
+    route: tuple[dict[str, str], Producer],
+    worker: StartWorker,
+    model_server: ModelServer,
+    receiver: Receiver,
+) -> None:
+    settings, sender = route
+    env = settings | model_server.env | receiver.env
+    first = worker(pool=pool, env=env)
+    first.wait_ready()
+    result = sender.send(task(sleep_s=1.0))
+    model_server.wait_in_flight(1)
+    first.kill()
+    second = worker(pool=pool, env=env)
+    second.wait_ready()
+    assert result.get(timeout=40)["result"]["sum"] == 3
+    wait_for(lambda: len(receiver.bodies) == 1)
+    assert model_server.stats()["requests"] == 2
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_clients_second_message_with_the_same_id_is_acked_and_costs_nothing(
+    pool: str,
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
+    receiver: Receiver,
+) -> None:
+    env = {"FORWARDER_BROKER_URL": valkey.url, "FORWARDER_RESULT_BACKEND": valkey.url}
+    running = worker(pool=pool, env=env | model_server.env | receiver.env)
+    running.wait_ready()
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    payload = task()
+    result = sender.send(payload)
+    assert result.get(timeout=30)["result"]["sum"] == 3
+    for _ in range(3):
+        sender.send({"args": {"numbers": [5]}}, task_id=result.id)
+    wait_for(lambda: running.log().count(f"task_already_done task_id={result.id}") == 3)
+    assert model_server.stats()["requests"] == 1
+    assert sender.result(result.id).get(timeout=5)["result"]["sum"] == 3
+    wait_for(lambda: len(receiver.bodies) == 1)
+    running.stop()
+    assert len(receiver.bodies) == 1
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("behaviour", [{"sleep_s": 8.0}, {"trickle_s": 0.5}, {"busy": 99, "retry_after": 8}])
+def test_a_task_that_expires_ends_there_and_then(
+    pool: str,
+    behaviour: dict[str, Any],
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
+) -> None:
+    env = {"FORWARDER_BROKER_URL": valkey.url, "FORWARDER_RESULT_BACKEND": valkey.url}
+    worker(pool=pool, env=env | model_server.env).wait_ready()
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    started = time.monotonic()
+    result = sender.send(task(**behaviour), expires=datetime.now(UTC) + timedelta(seconds=2))
+    with pytest.raises(Exception, match="expired"):
+        result.get(timeout=20)
+    assert 1.5 < time.monotonic() - started < 5.0
+    assert error_code(sender, result.id) == "expired"

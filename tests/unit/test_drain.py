@@ -1,0 +1,266 @@
+"""The drain's decisions, without signals, threads or a worker."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.apps.worker import Worker
+from celery.worker import WorkController, state
+
+from forwarder.brokers.leases import Delivery, LeaseBook
+from forwarder.drain import CLOSING_S, COMING_OUT_S, LOOK_S, WATCHDOG_S, Drain, DrainingWorker
+from forwarder.settings.coherence import ENDING_S
+
+
+class Clock:
+    """Time that passes only where somebody waits; ``at`` says what happens when."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._due: list[tuple[float, Callable[[], None]]] = []
+
+    def at(self, moment_s: float, happens: Callable[[], None]) -> None:
+        self._due.append((moment_s, happens))
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        for moment_s, happens in list(self._due):
+            if moment_s <= self.now_s:
+                self._due.remove((moment_s, happens))
+                happens()
+
+
+class Book(LeaseBook):
+    """A real book whose waiting is the clock's."""
+
+    def __init__(self, clock: Clock, story: list[str]) -> None:
+        super().__init__(lambda: self)  # type: ignore[arg-type,return-value]
+        self._clock = clock
+        self.story = story
+
+    def receive(self, message: Any) -> Delivery:
+        return Delivery(
+            tag=message, queue="q", number=1, confirmed_s=0.0, message=SimpleNamespace(headers={})
+        )
+
+    def hand_back(self, deliveries: Any) -> int:
+        if deliveries and not hasattr(self, "_inside"):
+            self._inside = True
+            try:
+                return super().hand_back(deliveries)
+            finally:
+                del self._inside
+        self.story.extend(f"handed back {delivery.tag}" for delivery in deliveries)
+        return 0
+
+    def wait_empty(self, timeout_s: float) -> bool:
+        if len(self):
+            self._clock.sleep(timeout_s)
+        return not len(self)
+
+    def finish(self, delivery: Delivery) -> Callable[[], None]:
+        return lambda: self.story.append("finished") if self.lose(delivery) else None
+
+
+class Scene:
+    """A drain with everything around it made of lists."""
+
+    hostname = "here"
+
+    def __init__(self, *, timeout_s: float = 30.0) -> None:
+        self.held: list[Delivery] = []
+        self.story: list[str] = []
+        self.armed: list[float] = []
+        self.clock = Clock()
+        self.book = Book(self.clock, self.story)
+        self.drain = Drain(
+            book=self.book,
+            timeout_s=timeout_s,
+            close=lambda: self.story.append("closed"),
+            watch=self.armed.append,
+            leave=lambda code: self.story.append(f"left {code}"),
+            monotonic=lambda: self.clock.now_s,
+            sleep=self.clock.sleep,
+        )
+
+    def abandon(self, delivery: Delivery) -> None:
+        note = f"abandoned {delivery.tag}"
+        if note not in self.story:  # the second time does nothing
+            self.story.append(note)
+
+    def stop(self, **how: Any) -> None:
+        self.drain.begin(**how)
+        self.drain.run(self)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    made = Scene()
+    yield made
+    state.should_stop = None
+    for end in (made.drain._bell, made.drain._push):
+        end.close()
+
+
+def test_an_idle_worker_is_gone_as_soon_as_its_consumer_is_closed(scene: Scene) -> None:
+    scene.clock.at(1.0, scene.drain.consumer_stopped)
+    scene.stop()
+    assert scene.story == ["closed", "left 0"]
+    assert scene.clock.now_s == pytest.approx(1 + COMING_OUT_S, abs=LOOK_S * 2)
+
+
+def test_what_finishes_in_time_is_not_handed_back(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.clock.at(20.0, scene.book.finish(scene.book.open("a")))
+    scene.stop()
+    assert scene.story == ["finished", "closed", "left 0"]
+    assert scene.clock.now_s == pytest.approx(20 + COMING_OUT_S, abs=LOOK_S * 2)
+
+
+def test_what_still_runs_when_the_time_is_over_is_killed_then_handed_back(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.book.open("a")
+    scene.book.open("b")
+    scene.stop()
+    killed = ["abandoned a", "abandoned b"]
+    assert scene.story == [*killed, "handed back a", "handed back b", "closed", "left 0"]
+    assert scene.clock.now_s == pytest.approx(30 + COMING_OUT_S)
+    assert len(scene.book) == 0
+
+
+def test_a_consumer_that_never_closes_does_not_hold_up_the_end(scene: Scene) -> None:
+    scene.stop()
+    assert scene.story == ["closed", "left 0"]
+    assert scene.clock.now_s == pytest.approx(30 + CLOSING_S + COMING_OUT_S, abs=LOOK_S * 2)
+
+
+def test_a_stop_at_once_waits_for_no_task(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.book.open("a")
+    scene.stop(at_once=True)
+    assert scene.story[:2] == ["abandoned a", "handed back a"]
+    assert scene.clock.now_s == COMING_OUT_S
+
+
+def test_messages_go_back_once_the_consumer_would_not_take_them_again(scene: Scene) -> None:
+    scene.book.open("a")
+    scene.clock.at(1.0, lambda: scene.story.append("consumer stopped"))
+    scene.clock.at(1.0, scene.drain.consumer_stopped)
+    scene.stop(at_once=True)
+    assert scene.story[:3] == ["abandoned a", "consumer stopped", "handed back a"]
+
+
+def test_a_second_stop_ends_the_waiting(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.book.open("a")
+    scene.clock.at(5.0, lambda: scene.drain.begin(at_once=True))
+    scene.stop()
+    assert scene.story[:2] == ["abandoned a", "handed back a"]
+    assert scene.clock.now_s == pytest.approx(5 + COMING_OUT_S, abs=LOOK_S * 2)
+
+
+def test_what_came_last_is_handed_back_too(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.clock.at(0.5, lambda: scene.held.append(scene.book.open("late")))
+    scene.stop(at_once=True)
+    assert scene.story[:2] == ["abandoned late", "handed back late"]
+
+
+def test_celery_is_told_to_stop_with_the_first_call(scene: Scene) -> None:
+    scene.drain.begin()
+    assert state.should_stop == 0
+
+
+def test_the_watchdog_allows_for_the_drain_and_a_second_stop_shortens_it(scene: Scene) -> None:
+    scene.drain.begin()
+    scene.drain.begin()
+    scene.drain.begin(at_once=True)
+    assert scene.armed == [30 + WATCHDOG_S, WATCHDOG_S]
+
+
+def test_the_watchdog_bites_within_the_time_that_the_settings_reckon_with() -> None:
+    assert COMING_OUT_S < WATCHDOG_S < ENDING_S
+
+
+def test_an_error_that_ended_the_worker_is_in_the_exit_code(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.drain.begin(exit_code=1)
+    scene.stop(exit_code=0)
+    assert scene.story[-1] == "left 1"
+
+
+def test_closing_is_done_once(scene: Scene) -> None:
+    scene.drain.end(scene)
+    scene.stop(at_once=True)
+    assert scene.story.count("closed") == 1
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_once"),
+    [
+        ([signal.SIGTERM], False),
+        ([signal.SIGINT], False),
+        ([signal.SIGQUIT], True),
+        ([signal.SIGTERM] * 2, True),
+    ],
+)
+def test_the_second_signal_and_sigquit_do_not_wait(
+    numbers: Sequence[int], at_once: bool, scene: Scene
+) -> None:
+    for number in numbers:
+        scene.drain._on_signal(number, None)
+    assert f"at_once={at_once}" in repr(scene.drain)
+
+
+def test_a_child_that_inherited_the_handler_is_not_stopped_by_it(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    scene.drain._on_signal(signal.SIGTERM, None)
+    assert state.should_stop is None
+    assert scene.armed == []
+
+
+class Stub(DrainingWorker):
+    """The worker without Celery's own start."""
+
+    def __init__(self, drain: Any) -> None:
+        self.drain = drain
+        self.pool = object()
+
+
+def test_a_request_that_cannot_be_abandoned_does_not_stop_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(pool: object) -> None:
+        raise OSError("payload-text")
+
+    delivery = Book(Clock(), []).open("a")
+    worker = Stub(None)
+    worker.abandon(delivery)  # not yet a request
+    delivery.request = SimpleNamespace(abandon=broken)
+    worker.abandon(delivery)
+    assert "abandon_failed" in caplog.text
+    assert "payload-text" not in caplog.text
+
+
+def test_celery_stops_its_consumer_then_tells_the_drain_then_waits_for_its_pool() -> None:
+    blueprint: Any = DrainingWorker.Blueprint()
+    blueprint.steps = blueprint.claim_steps()
+    started = [step.__name__ for step in blueprint._finalize_steps(blueprint.steps)]
+    stopped = started[::-1]
+    places = [stopped.index(name) for name in ("Consumer", "NoteConsumerStopped", "Pool")]
+    assert places == sorted(places)
+
+
+def test_celerys_worker_has_the_methods_that_the_drain_hooks_into() -> None:
+    """None is documented: Celery calls each of them at the place that matters here."""
+    assert "self.install_platform_tweaks(self)" in inspect.getsource(Worker.on_start)
+    assert "self.stop(exitcode=exc.code)" in inspect.getsource(WorkController.start)
+    assert "self.terminate()" in inspect.getsource(WorkController.start)

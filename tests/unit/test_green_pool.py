@@ -1,0 +1,165 @@
+"""The gevent pool: every task has an end, whatever it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from celery.concurrency.gevent import TaskPool
+from celery.exceptions import WorkerShutdown
+
+from forwarder.green_pool import GreenPool
+
+
+class Calls:
+    """Notes the callbacks of one task."""
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+        self.returned: list[Any] = []
+        self.failed: list[str] = []
+
+    def on_accepted(self, pid: int, at_s: float) -> None:
+        self.accepted.append(pid)
+
+    def on_failure(self, info: Any) -> None:
+        error = info.exception
+        self.failed.append(type(getattr(error, "exc", error)).__name__)
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+@pytest.fixture
+def pool() -> Iterator[GreenPool]:
+    made: Any = GreenPool(limit=1)
+    made.start()
+    yield made
+    made._pool.kill()
+
+
+def apply(pool: TaskPool, calls: Calls, target: Callable[..., Any], *args: Any, **replaced: Any) -> Any:
+    callbacks = {
+        "callback": calls.returned.append,
+        "error_callback": calls.on_failure,
+        "accept_callback": calls.on_accepted,
+    }
+    return pool.apply_async(target, args, **{**callbacks, **replaced})
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def target(*_: Any) -> Any:
+        raise error
+
+    return target
+
+
+def assert_slot_is_free(pool: Any) -> None:
+    gevent.sleep(0)  # the links of a dead greenlet are called in the hub's next round
+    assert pool._pool.free_count() == 1
+    assert pool._pool_map == {}
+
+
+def test_what_the_target_returns_goes_to_the_callback(pool: GreenPool, calls: Calls) -> None:
+    greenlet = apply(pool, calls, lambda a, b: a + b, 1, 2)
+    greenlet.join()
+    assert calls.returned == [3]
+    assert calls.failed == []
+    assert calls.accepted == [id(greenlet)]
+    assert_slot_is_free(pool)
+
+
+@pytest.mark.parametrize("error", [ValueError("payload"), MemoryError(), SystemExit(1), gevent.Timeout(1)])
+def test_an_exception_of_any_kind_goes_to_the_error_callback(
+    error: BaseException, pool: GreenPool, calls: Calls, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stock, the greenlet dies without a word and its message holds a slot for good."""
+    apply(pool, calls, raising(error)).join()
+    assert calls.failed == [type(error).__name__]
+    assert calls.returned == []
+    assert "payload" not in caplog.text
+    assert_slot_is_free(pool)
+
+
+def test_a_killed_task_calls_nothing_and_frees_its_slot(pool: GreenPool, calls: Calls) -> None:
+    """Stock, it is a success, and acked."""
+    ended: list[str] = []
+
+    def target() -> None:
+        try:
+            gevent.sleep(60)
+        finally:
+            ended.append("closed")
+
+    greenlet = apply(pool, calls, target)
+    gevent.sleep(0)
+    pool.terminate_job(calls.accepted[0], 9)
+    greenlet.join()
+    assert ended == ["closed"]
+    assert calls.returned == calls.failed == []
+    assert_slot_is_free(pool)
+
+
+def test_a_task_that_is_killed_before_it_started_never_starts(pool: GreenPool, calls: Calls) -> None:
+    greenlet = apply(pool, calls, calls.returned.append, "ran")
+    pool.terminate_job(id(greenlet), 9)
+    greenlet.join()
+    assert calls.accepted == calls.returned == calls.failed == []
+    assert_slot_is_free(pool)
+
+
+def test_a_task_killed_as_it_is_accepted_ends_where_it_first_waits(pool: GreenPool, calls: Calls) -> None:
+    def accept(pid: int, at_s: float) -> None:
+        pool.terminate_job(pid, 9)
+
+    def target() -> None:
+        gevent.sleep(0)
+        calls.returned.append("past the first wait")
+
+    apply(pool, calls, target, accept_callback=accept).join()
+    assert calls.returned == calls.failed == []
+    assert_slot_is_free(pool)
+
+
+@pytest.mark.parametrize("name", ["callback", "accept_callback"])
+def test_a_callback_that_raises_is_a_failure_of_the_task(name: str, pool: GreenPool, calls: Calls) -> None:
+    apply(pool, calls, lambda: None, **{name: raising(OSError())}).join()
+    assert calls.failed == ["OSError"]
+    assert_slot_is_free(pool)
+
+
+def test_an_error_callback_that_raises_leaks_no_slot(pool: GreenPool, calls: Calls) -> None:
+    apply(pool, calls, raising(ValueError()), error_callback=raising(OSError())).join()
+    assert_slot_is_free(pool)
+    apply(pool, calls, lambda: "next").join()
+    assert calls.returned == ["next"]
+
+
+def test_celerys_own_stop_ends_the_worker_and_not_the_task(pool: GreenPool, calls: Calls) -> None:
+    greenlet = apply(pool, calls, lambda: None, callback=raising(WorkerShutdown(0)))
+    # The hub raises it in the main greenlet, whichever that is in.
+    with pytest.raises(WorkerShutdown):
+        greenlet.join()
+    assert calls.failed == []
+
+
+def test_celerys_time_limits_are_left_out(pool: GreenPool, calls: Calls) -> None:
+    apply(pool, calls, lambda: gevent.sleep(0.01), timeout=0.001, timeout_callback=raising(OSError())).join()
+    assert calls.returned == [None]
+
+
+def test_stock_still_loses_what_this_pool_keeps(calls: Calls) -> None:
+    """The day it does not, this pool can go."""
+    pool = TaskPool(limit=1)
+    pool.start()
+    apply(pool, calls, raising(ValueError())).join()
+    assert calls.failed == []
+    greenlet = apply(pool, calls, gevent.sleep, 60)
+    gevent.sleep(0)
+    pool.terminate_job(id(greenlet), 9)
+    greenlet.join()
+    assert calls.returned == [(False, None, None)]
