@@ -19,10 +19,11 @@ from typing import Any
 from urllib.parse import quote
 
 from forwarder import settings
-from forwarder.settings import Resolved, Settings, SettingsError
+from forwarder.settings import Resolved, SettingsError
 from forwarder.settings.resolving import given_fields
 
-#: Name of --task-visibility to (broker database, visibility timeout in seconds).
+#: Name of --task-visibility to the broker database and the visibility timeout of
+#: the ancestor's workers on it in seconds.
 VISIBILITIES: Mapping[str, tuple[int, int]] = {
     "VISIBILITY_1H": (0, 3600),
     "VISIBILITY_10M": (1, 600),
@@ -148,19 +149,15 @@ def read(
         "--broker-type", flags.broker_type or ("sqs" if "sqs_url" in decided else "redis"), _BROKERS
     )
     visibility = _one_of("--task-visibility", flags.task_visibility or "VISIBILITY_24H", VISIBILITIES)
-    timeouts = _timeouts(VISIBILITIES[visibility][1], broker, decided)
-    services, service_sources = _services(flags, environ, broker, VISIBILITIES[visibility][0], decided)
-    timeouts_source = "flag --task-visibility" if flags.task_visibility else _UNSAID
-    warnings = _ignored(document, forwarder)
-    if "task_timeout_s" in timeouts:
-        task_timeout_s = timeouts["task_timeout_s"]
-        warnings.append(
-            f"{visibility}: inference calls end after {task_timeout_s:g} s, or tasks would run twice"
-        )
+    database, stock_visibility_timeout_s = VISIBILITIES[visibility]
+    services, service_sources = _services(flags, environ, broker, database, decided)
+    # Not this worker's own timeout: it renews its leases, and can take over its dead soon.
+    values["stock_visibility_timeout_s"] = stock_visibility_timeout_s
+    sources["stock_visibility_timeout_s"] = "flag --task-visibility" if flags.task_visibility else _UNSAID
     return Ancestor(
-        values={**values, **timeouts, **services},
-        sources={**sources, **dict.fromkeys(timeouts, timeouts_source), **service_sources},
-        warnings=warnings,
+        values={**values, **services},
+        sources={**sources, **service_sources},
+        warnings=_ignored(document, forwarder),
     )
 
 
@@ -240,23 +237,6 @@ def _source(keys: Sequence[str], given: Mapping[str, Any], assigned: set[str], f
     if any(f"forwarder.async.{key}" in assigned for key in keys):
         return "flag --set"
     return f"file {file_name}" if any(key in given for key in keys) else _UNSAID
-
-
-def _timeouts(visibility_timeout_s: int, broker: str, decided: Collection[str]) -> dict[str, float]:
-    """Return the visibility timeout, and this worker's deadlines where it is too short for their defaults.
-
-    A task that outlives its visibility in Redis would run twice; refusing would
-    break manifests that never had to name a deadline. A fifth of the visibility
-    is left for waiting, storing and acking. An SQS queue has its own visibility.
-    """
-    timeouts: dict[str, float] = {"visibility_timeout_s": visibility_timeout_s}
-    defaults = Settings()
-    task_timeout_s = min(defaults.task_timeout_s, visibility_timeout_s * 0.8)
-    given = "visibility_timeout_s" in decided or "task_timeout_s" in decided
-    if broker == "redis" and task_timeout_s < defaults.task_timeout_s and not given:
-        timeouts["task_timeout_s"] = task_timeout_s
-        timeouts["retry_slot_s"] = min(defaults.retry_slot_s, visibility_timeout_s * 0.1)
-    return timeouts
 
 
 def _services(

@@ -9,8 +9,9 @@ from urllib.parse import unquote, urlsplit
 import click
 
 from forwarder.cli.exits import OK, UNREACHABLE
+from forwarder.cli.findings import Finding, findings
 from forwarder.cli.options import SettingsCommand, with_settings
-from forwarder.cli.probes import Finding, findings, probes_for
+from forwarder.cli.probes import probes_for
 from forwarder.settings import Resolved, Settings
 from forwarder.settings.coherence import check_packages
 from forwarder.settings.spec import value_of
@@ -58,7 +59,7 @@ def verdict(found: Sequence[Finding]) -> str:
     """Return a line for each service and one for all of them together."""
     width = max(len(finding.name) for finding in found)
     lines = [
-        f"{'ok  ' if finding.ok else 'FAIL'}  {finding.name:<{width}}  {finding.detail}"
+        f"{finding.word:<4}  {finding.name:<{width}}  {finding.detail}"
         + (f"; to mend: {finding.remedy}" if finding.remedy else "")
         for finding in found
     ]

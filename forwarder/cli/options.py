@@ -16,7 +16,9 @@ from forwarder.settings.files import CONFIG_ENVIRON, CONFIG_FLAG, read_mapping
 from forwarder.settings.spec import Spec
 from forwarder.settings.table import BY_FIELD, GROUPS
 
-_VISIBILITY_HELP = f"Redis database and visibility timeout: {', '.join(compat.VISIBILITIES)}."
+_VISIBILITY_HELP = (
+    f"Redis database, and the visibility timeout of older workers on it: {', '.join(compat.VISIBILITIES)}."
+)
 _ANCESTOR = "The ancestor's command line"
 
 

@@ -6,12 +6,13 @@ changed anywhere, but for the object in S3 that may not be deleted again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from forwarder.cli.broker_probes import SessionFactory, ask_amqp, ask_redis, ask_sqs, evicts, redis_info
+from forwarder.cli.findings import Caution, NotWorking, Probe
 from forwarder.inference import readiness
 from forwarder.settings.model import Settings
 from forwarder.settings.redact import without_password
@@ -23,56 +24,6 @@ TIMEOUT_S = 3.0
 
 #: S3's word and Firehose's for "these credentials may not".
 _DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException"})
-
-_AWS_REMEDIES = {
-    "NoRegionError": "set AWS_REGION",
-    "NoCredentialsError": "give AWS credentials: a role, AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
-    "ProfileNotFound": "set AWS_PROFILE to a profile of your AWS configuration",
-}
-
-
-class NotWorking(Exception):
-    """A service answers, but not so that a worker would work; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One service: ``ask`` returns what was seen, ``remedy`` says how to mend a failure."""
-
-    name: str
-    ask: Callable[[], str]
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What came of one probe; ``remedy`` is empty where all is well."""
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-
-
-def findings(probes: Iterable[Probe], *, secrets: Iterable[str] = ()) -> list[Finding]:
-    """Ask every service, one after the other, and return what came of it. Never raises.
-
-    ``secrets`` are removed from error texts. Blocks for a few seconds a service.
-    """
-    return [_finding(probe, tuple(secrets)) for probe in probes]
-
-
-def _finding(probe: Probe, secrets: tuple[str, ...]) -> Finding:
-    try:
-        return Finding(probe.name, True, probe.ask())
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong here is the answer
-        name = type(error).__name__
-        detail = " ".join(str(error).split())
-        for secret in secrets:
-            detail = detail.replace(secret, "***")
-        if not isinstance(error, NotWorking):
-            detail = f"{name}: {detail}" if detail else name
-        return Finding(probe.name, False, detail, _AWS_REMEDIES.get(name, probe.remedy))
 
 
 def probes_for(settings: Settings) -> list[Probe]:
@@ -90,17 +41,15 @@ def probes_for(settings: Settings) -> list[Probe]:
     return probes
 
 
-SessionFactory = Callable[[], "ClientFactory"]
-
-
 def _broker_probe(settings: Settings, aws: SessionFactory) -> Probe:
     if settings.broker_kind == "sqs":
         remedy = (
             "set --sqs-url (FORWARDER_SQS_QUEUE_URL) to an existing queue that these credentials may read"
         )
-        return Probe("broker", partial(_ask_sqs, settings, aws), remedy)
+        return Probe("broker", partial(ask_sqs, settings, aws), remedy)
     remedy = "start the broker, or set --broker-url (FORWARDER_BROKER_URL), user and password included"
-    return Probe("broker", partial(_ask_broker, settings), remedy)
+    ask = ask_redis if settings.broker_kind == "redis" else ask_amqp
+    return Probe("broker", partial(ask, settings), remedy)
 
 
 def _result_probe(settings: Settings, aws: SessionFactory) -> Probe:
@@ -111,36 +60,18 @@ def _result_probe(settings: Settings, aws: SessionFactory) -> Probe:
     return Probe("results", partial(_ask_redis_results, settings), remedy)
 
 
-def _ask_broker(settings: Settings) -> str:
-    """Connect and log in as the worker will: Redis answers a PING, RabbitMQ opens a channel."""
-    from forwarder.cli.tasks import impatient_app
-
-    with impatient_app(settings).connection_for_read() as connection:
-        connection.ensure_connection(max_retries=1, interval_start=0)
-        _ = connection.default_channel
-    return f"{without_password(settings.broker_url)} answers"
-
-
-def _ask_redis_results(settings: Settings) -> str:
+def _ask_redis_results(settings: Settings) -> str | Caution:
     from forwarder.cli.tasks import impatient_app
 
     backend: Any = impatient_app(settings).backend
     backend.client.ping()
-    return f"{without_password(settings.result_backend)} answers"
-
-
-def _ask_sqs(settings: Settings, aws: SessionFactory) -> str:
-    answer = aws().client("sqs").get_queue_attributes(
-        QueueUrl=settings.sqs_url, AttributeNames=["VisibilityTimeout", "ApproximateNumberOfMessages"]
-    )  # fmt: skip
-    attributes = answer["Attributes"]
-    visibility_timeout_s = int(attributes["VisibilityTimeout"])
-    detail = (
-        f"{settings.sqs_url} has about {attributes['ApproximateNumberOfMessages']} tasks waiting "
-        f"and a visibility timeout of {visibility_timeout_s} s"
-    )
-    if visibility_timeout_s <= settings.task_timeout_s:
-        detail += f"; tasks that run longer are run twice (the task timeout is {settings.task_timeout_s:g} s)"
+    detail = f"{without_password(settings.result_backend)} answers"
+    # Results have an expiry: the policies that spare other keys drop them too.
+    if policy := evicts(redis_info(backend.client) or {}):
+        return Caution(
+            f"{detail}, but when its memory is full it drops results ({policy})",
+            "set Redis' maxmemory-policy to noeviction",
+        )
     return detail
 
 

@@ -12,10 +12,21 @@ from forwarder.settings.table import BY_FIELD
 #: The source of a setting that nobody gave.
 DEFAULT = "default"
 
+#: Seconds that a worker needs after its drain: to hand back what still runs, flush
+#: hooks and close connections, with the watchdog's own time.
+ENDING_S = 10.0
+
+#: Seconds for which SQS lets a message be held. Renewals do not start the 12 hours
+#: anew, and one that would reach beyond them is refused.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
+SQS_HELD_S_MAX = 12 * 3600
+
+#: Seconds below which leases on SQS are at the mercy of one slow answer. They are
+#: renewed every third of the timeout; two calls of up to 5 s must fit in the rest.
+SQS_VISIBILITY_S_SHORT = 15
+
 #: Read and checked now, but no part of this version acts on them.
 NOT_IN_EFFECT = (
-    "max_deliveries",
-    "drain_timeout_s",
     "autoscale",
     "memory_limit_mb",
     "worker_rss_mb",
@@ -27,8 +38,16 @@ def check(settings: Settings, sources: Mapping[str, str]) -> list[str]:
     """Return warnings about combinations; raise SettingsError for one that can't work."""
     _check_sqs(settings)
     _check_hooks(settings)
-    _check_timeouts(settings)
-    return _timeout_warnings(settings) + _ignored(settings) + _not_in_effect(settings, sources)
+    _check_stop(settings)
+    return _lease_warnings(settings) + _ignored(settings) + _not_in_effect(settings, sources)
+
+
+def held_s(settings: Settings) -> float:
+    """Return how many seconds a task may be held: the last call, the waits before it, the result store.
+
+    Earlier calls that failed slowly come on top.
+    """
+    return settings.task_timeout_s + settings.retry_slot_s + settings.store_retry_s
 
 
 def check_packages(settings: Settings) -> None:
@@ -55,6 +74,18 @@ def _check_sqs(settings: Settings) -> None:
         raise _refused("sqs_url", settings, "the queue's URL, because the broker is sqs://")
     if len(settings.queues) != 1:
         raise _refused("queues", settings, "exactly one queue, because the broker is sqs://")
+    visibility_timeout_s = settings.visibility_timeout_s
+    if visibility_timeout_s > SQS_HELD_S_MAX:
+        raise _refused(
+            "visibility_timeout_s", settings, f"at most {SQS_HELD_S_MAX}, which is SQS's own limit"
+        )
+    if settings.task_timeout_s + visibility_timeout_s > SQS_HELD_S_MAX:
+        raise _refused(
+            "task_timeout_s",
+            settings,
+            f"at most {SQS_HELD_S_MAX} together with the visibility timeout of {visibility_timeout_s}: "
+            "SQS renews no lease beyond that",
+        )
 
 
 def _check_hooks(settings: Settings) -> None:
@@ -62,25 +93,47 @@ def _check_hooks(settings: Settings) -> None:
         raise _refused("firehose_stream", settings, "a stream name, because the logging hook is on")
 
 
-def _check_timeouts(settings: Settings) -> None:
-    """A task that runs longer than its message stays hidden is run twice at once (celery#5935)."""
-    if settings.broker_kind == "redis" and settings.task_timeout_s >= settings.visibility_timeout_s:
+def _check_stop(settings: Settings) -> None:
+    """A worker that is killed before it has handed its tasks back keeps them until their leases end."""
+    grace_s = settings.termination_grace_s
+    if grace_s is None:
+        return
+    if grace_s <= ENDING_S:
+        raise _refused("termination_grace_s", settings, f"more than the {ENDING_S:g} s that stopping takes")
+    if settings.drain_timeout_s + ENDING_S > grace_s:
         raise _refused(
-            "task_timeout_s",
+            "drain_timeout_s",
             settings,
-            f"seconds below the visibility timeout of {settings.visibility_timeout_s}, "
-            "or a task would be given to a second worker while it runs",
+            f"at most {grace_s - ENDING_S:g}: the worker is killed {grace_s:g} s after it is told to stop "
+            f"({BY_FIELD['termination_grace_s'].flag}), and stopping takes {ENDING_S:g} s after the drain",
         )
 
 
-def _timeout_warnings(settings: Settings) -> list[str]:
-    held_s = settings.task_timeout_s + settings.retry_slot_s
-    if settings.broker_kind == "redis" and held_s >= settings.visibility_timeout_s:
-        return [
-            f"{BY_FIELD['task_timeout_s'].title} and {BY_FIELD['retry_slot_s'].title} together reach the "
-            f"visibility timeout of {settings.visibility_timeout_s} s: a task tried again may run twice"
-        ]
-    return []
+def _lease_warnings(settings: Settings) -> list[str]:
+    """Return a warning for each way in which tasks are likely to run, and be paid for, twice."""
+    visibility_timeout_s = settings.visibility_timeout_s
+    on_sqs = settings.broker_kind == "sqs"
+    # RabbitMQ delivers again at once, or as its own consumer_timeout says.
+    leased = settings.broker_kind != "amqp"
+    results_expire = not settings.result_backend.startswith("s3://")
+    warnings = []
+    if on_sqs and visibility_timeout_s < SQS_VISIBILITY_S_SHORT:
+        warnings.append(
+            f"{BY_FIELD['visibility_timeout_s'].title} is {visibility_timeout_s} s: below "
+            f"{SQS_VISIBILITY_S_SHORT} s one slow answer of SQS loses leases, and tasks run twice"
+        )
+    if on_sqs and (longest_s := held_s(settings) + visibility_timeout_s) > SQS_HELD_S_MAX:
+        fields = ("task_timeout_s", "retry_slot_s", "store_retry_s", "visibility_timeout_s")
+        warnings.append(
+            f"{', '.join(BY_FIELD[field].flag for field in fields)} together are {longest_s:g} s: SQS renews "
+            f"no lease beyond {SQS_HELD_S_MAX} s, and a task that takes so long runs twice"
+        )
+    if leased and results_expire and settings.result_expires_s <= visibility_timeout_s:
+        warnings.append(
+            f"{BY_FIELD['result_expires_s'].title} is {settings.result_expires_s} s: when a worker dies, its "
+            f"finished tasks come back after {visibility_timeout_s} s, find no result and run twice"
+        )
+    return warnings
 
 
 def _ignored(settings: Settings) -> list[str]:

@@ -32,15 +32,18 @@ class Settings:
     queues: tuple[str, ...] = ("forwarder",)
     queue_type: QueueType = "classic"
     sqs_url: str | None = None
-    visibility_timeout_s: int = 86400
+    visibility_timeout_s: int = 60
+    stock_visibility_timeout_s: int = 86400
     result_expires_s: int = 86400
     track_started: bool = False
+    store_retry_s: float = 300.0
 
     # Pool
     pool: Pool = "prefork"
     concurrency: int = 4
     max_tasks_per_child: int | None = None
     drain_timeout_s: float = 30.0
+    termination_grace_s: float | None = None
 
     # Inference
     predict_url: str = "http://127.0.0.1:5005/predict"
@@ -58,6 +61,7 @@ class Settings:
 
     # Delivery
     max_deliveries: int = 5
+    message_bytes_max: int = 64 * 1024 * 1024
 
     # Hooks
     hooks: tuple[str, ...] = ()

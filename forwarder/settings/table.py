@@ -57,8 +57,17 @@ _BROKER = (
         "visibility_timeout_s",
         "--visibility-timeout",
         "FORWARDER_VISIBILITY_TIMEOUT_S",
+        kinds.whole_number(2, _WEEK_S),
+        "Seconds that a task stays with a worker that no longer renews its lease (Redis, SQS); running tasks "
+        "may take longer.",
+    ),
+    Spec(
+        "stock_visibility_timeout_s",
+        "--stock-visibility-timeout",
+        "FORWARDER_STOCK_VISIBILITY_TIMEOUT_S",
         kinds.whole_number(1, _WEEK_S),
-        "Seconds after which a task that was not acked is given to another worker (Redis).",
+        "Visibility timeout in seconds of the stock Celery workers that share the Redis database; what they "
+        "left unacked is taken over only after it.",
     ),
     Spec(
         "result_expires_s",
@@ -75,11 +84,27 @@ _BROKER = (
         "Store the state STARTED when a task begins: one more write per task.",
     ),
     Spec(
+        "store_retry_s",
+        "--store-retry",
+        "FORWARDER_STORE_RETRY_S",
+        kinds.seconds(_WEEK_S, zero=True),
+        "Seconds that a finished task waits in its slot for the result store before it goes back to the "
+        "queue, without its result.",
+    ),
+    Spec(
         "max_deliveries",
         "--max-deliveries",
         "FORWARDER_MAX_DELIVERIES",
         kinds.whole_number(1, 1000),
-        "Number of deliveries without an outcome after which a task is put aside.",
+        "Number of deliveries without an outcome after which a task fails and is put aside in the dead "
+        "letters.",
+    ),
+    Spec(
+        "message_bytes_max",
+        "--message-bytes-max",
+        "FORWARDER_MESSAGE_BYTES_MAX",
+        kinds.whole_number(1, 2**32),
+        "Bytes that a task's message may have; a larger one is put aside in the dead letters.",
     ),
 )
 
@@ -113,7 +138,17 @@ _POOL = (
         "--drain-timeout",
         "FORWARDER_DRAIN_TIMEOUT_S",
         kinds.seconds(_WEEK_S),
-        "Seconds that running tasks are given to finish when the worker is told to stop.",
+        "Seconds that running tasks are given to finish when the worker is told to stop. What still runs "
+        "then goes back to the queue, and its inference call is made again.",
+    ),
+    Spec(
+        "termination_grace_s",
+        "--termination-grace",
+        "FORWARDER_TERMINATION_GRACE_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds between the order to stop and the kill: Kubernetes' terminationGracePeriodSeconds, less "
+        "what a preStop hook takes. Only compared with the drain timeout.",
+        default_words="not compared",
     ),
     Spec(
         "autoscale",
@@ -180,7 +215,7 @@ _INFERENCE = (
         "--task-timeout",
         "FORWARDER_TASK_TIMEOUT_S",
         kinds.seconds(_WEEK_S),
-        "Seconds that one inference call may take in all; must be below the visibility timeout.",
+        "Seconds that one inference call may take in all; on SQS at most 43200 less the visibility timeout.",
     ),
     Spec(
         "response_bytes_max",

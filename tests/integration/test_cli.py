@@ -16,6 +16,7 @@ from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
 from forwarder.testing.processes import clean_env, free_port
 from forwarder.testing.producer import Producer
+from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import CHECKOUT, ModelServer, Valkey
 from forwarder.testing.worker import Worker
 
@@ -81,7 +82,7 @@ def aws_env(moto: Moto, model_server: ModelServer, queue_name: str) -> dict[str,
     aws_resources.create_delivery_stream(env, queue_name, bucket=queue_name, role_arn=role)
     return {
         "FORWARDER_BROKER_URL": "sqs://",
-        "FORWARDER_SQS_QUEUE_URL": aws_resources.create_queue(env, queue_name, VisibilityTimeout="43200"),
+        "FORWARDER_SQS_QUEUE_URL": aws_resources.create_queue(env, queue_name),
         "FORWARDER_RESULT_BACKEND": f"s3://{queue_name}/results/",
         "FORWARDER_HOOKS": "logging",
         "FORWARDER_FIREHOSE_STREAM": queue_name,
@@ -136,6 +137,56 @@ def test_check_names_what_is_missing_in_aws(
     ended = forwarder("check", env=aws_env | wrong)
     assert ended.code == 3
     assert ended.out.endswith(f"a worker would not work: {service}\n")
+
+
+def test_check_fails_where_sqs_would_move_tasks_away_without_a_result(
+    forwarder: Forwarder, aws_env: dict[str, str], queue_name: str
+) -> None:
+    sqs = aws_resources.client(aws_env, "sqs")
+    target = aws_resources.create_queue(aws_env, f"{queue_name}-target")
+    attributes = sqs.get_queue_attributes(QueueUrl=target, AttributeNames=["QueueArn"])["Attributes"]
+    policy = {"deadLetterTargetArn": attributes["QueueArn"], "maxReceiveCount": "3"}
+    sqs.set_queue_attributes(
+        QueueUrl=aws_env["FORWARDER_SQS_QUEUE_URL"], Attributes={"RedrivePolicy": json.dumps(policy)}
+    )
+    ended = forwarder("check", env=aws_env)
+    assert ended.code == 3
+    assert "maxReceiveCount to at least 6" in ended.out
+    ended = forwarder("check", "--max-deliveries", "2", env=aws_env)
+    assert ended.code == 0, ended.out
+
+
+def test_check_warns_where_redis_may_drop_queues_and_results(
+    forwarder: Forwarder, redis_env: dict[str, str], valkey: Valkey
+) -> None:
+    import redis
+
+    with redis.Redis.from_url(valkey.url) as client:
+        client.config_set("maxmemory", 2**30)
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        try:
+            ended = forwarder("check", env=redis_env)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", 0)
+    assert ended.code == 0, ended.out
+    assert [line.split()[:2] for line in ended.out.splitlines() if line.startswith("warn ")] == [
+        ["warn", "broker"],
+        ["warn", "results"],
+    ]
+
+
+def test_check_asks_rabbitmq(forwarder: Forwarder, redis_env: dict[str, str], rabbitmq: RabbitMQ) -> None:
+    ended = forwarder("check", env=redis_env | {"FORWARDER_BROKER_URL": rabbitmq.url})
+    assert ended.code == 0, ended.out
+    assert "consumer_timeout" in ended.out
+
+
+def test_check_fails_with_2_where_the_drain_outlasts_the_grace_period(forwarder: Forwarder) -> None:
+    ended = forwarder("check", env={"FORWARDER_TERMINATION_GRACE_S": "30"})
+    assert ended.code == 2
+    assert "--drain-timeout" in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_check_fails_with_3_and_hides_the_password_where_nothing_listens(

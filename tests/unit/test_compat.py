@@ -68,7 +68,8 @@ def test_the_ancestors_manifest_becomes_its_settings() -> None:
         result_backend="s3://bucket/tmp/celery/",
         queues=("q",),
         concurrency=10,
-        visibility_timeout_s=86400,
+        visibility_timeout_s=60,
+        stock_visibility_timeout_s=86400,
         track_started=True,
         predict_url="http://localhost:8000/v1/predict",
         health_url="http://localhost:8000/health",
@@ -88,7 +89,8 @@ def test_where_each_setting_came_from_is_told() -> None:
     assert sources["health_url"] == "file service--forwarder.yaml"
     assert sources["broker_url"] == "environment USE_REDIS_LOCALHOST"
     assert sources["result_backend"] == "environment S3_BUCKET"
-    assert sources["visibility_timeout_s"] == "the ancestor's default"
+    assert sources["stock_visibility_timeout_s"] == "the ancestor's default"
+    assert sources["visibility_timeout_s"] == "default"
     assert sources["concurrency"] == "flag --concurrency"
     assert sources["task_timeout_s"] == "default"
 
@@ -118,32 +120,29 @@ def test_the_form_is_known_by_the_file_or_by_a_flag(
 
 
 @pytest.mark.parametrize(
-    ("visibility", "database", "visibility_timeout_s", "task_timeout_s", "retry_slot_s"),
+    ("visibility", "database", "stock_visibility_timeout_s"),
     [
-        ("VISIBILITY_1H", 0, 3600, 2880, 60),
-        ("VISIBILITY_10M", 1, 600, 480, 60),
-        ("VISIBILITY_1M", 2, 60, 48, 6),
-        ("VISIBILITY_24H", 3, 86400, 3600, 60),
+        ("VISIBILITY_1H", 0, 3600),
+        ("VISIBILITY_10M", 1, 600),
+        ("VISIBILITY_1M", 2, 60),
+        ("VISIBILITY_24H", 3, 86400),
     ],
 )
-def test_the_visibility_decides_database_and_timeouts(
-    visibility: str, database: int, visibility_timeout_s: int, task_timeout_s: float, retry_slot_s: float
+def test_the_visibility_decides_the_database_and_when_the_ancestors_tasks_are_taken_over(
+    visibility: str, database: int, stock_visibility_timeout_s: int
 ) -> None:
     resolved = resolve(task_visibility=visibility)
     settings = resolved.settings
     assert settings.broker_url == f"redis://127.0.0.1:6379/{database}"
-    assert settings.visibility_timeout_s == visibility_timeout_s
-    assert settings.task_timeout_s == pytest.approx(task_timeout_s)
-    assert settings.retry_slot_s == pytest.approx(retry_slot_s)
-    shortened = task_timeout_s < Settings().task_timeout_s
-    assert [visibility in warning for warning in resolved.warnings] == [True] * shortened
-
-
-def test_an_sqs_queue_has_its_own_visibility_so_no_deadline_is_shortened() -> None:
-    flags = {"sqs_url": "https://host/1/q"}
-    resolved = resolve(task_visibility="VISIBILITY_1M", flags=flags)
-    assert resolved.settings.task_timeout_s == Settings().task_timeout_s
+    assert settings.stock_visibility_timeout_s == stock_visibility_timeout_s
+    assert resolved.sources["stock_visibility_timeout_s"] == "flag --task-visibility"
     assert resolved.warnings == ()
+
+
+def test_the_visibility_changes_neither_this_workers_leases_nor_its_deadlines() -> None:
+    settings, own = resolve(task_visibility="VISIBILITY_1M").settings, Settings()
+    assert settings.visibility_timeout_s == own.visibility_timeout_s
+    assert (settings.task_timeout_s, settings.retry_slot_s) == (own.task_timeout_s, own.retry_slot_s)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,12 @@ def test_an_unreadable_string_results_variable_is_refused_by_its_own_name() -> N
 def test_this_workers_own_flags_and_variables_win() -> None:
     resolved = resolve(
         environ={"FORWARDER_RESULT_BACKEND": "redis://results/5", "FORWARDER_WRAP_RESPONSE": "false"},
-        flags={"broker_url": "amqp://host//", "predict_url": "http://other:1/p", "track_started": "false"},
+        flags={
+            "broker_url": "amqp://host//",
+            "predict_url": "http://other:1/p",
+            "track_started": "false",
+            "stock_visibility_timeout_s": "7",
+        },
         task_visibility="VISIBILITY_1M",
     )
     settings = resolved.settings
@@ -225,13 +229,7 @@ def test_this_workers_own_flags_and_variables_win() -> None:
     assert settings.predict_url == "http://other:1/p"
     assert settings.wrap_response is False
     assert settings.track_started is False
-
-
-def test_an_own_deadline_is_not_shortened_but_checked() -> None:
-    flags = {"task_timeout_s": "20", "retry_slot_s": "1"}
-    assert resolve(flags=flags, task_visibility="VISIBILITY_1M").settings.task_timeout_s == 20
-    with pytest.raises(SettingsError, match="--task-timeout"):
-        resolve(flags={"task_timeout_s": "60"}, task_visibility="VISIBILITY_1M")
+    assert settings.stock_visibility_timeout_s == 7
 
 
 @pytest.mark.parametrize(

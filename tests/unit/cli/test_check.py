@@ -8,8 +8,9 @@ import pytest
 
 from forwarder.cli import check as check_module
 from forwarder.cli.check import as_json_text, settings_table, verdict
+from forwarder.cli.findings import Caution, Finding, NotWorking, Probe, findings
 from forwarder.cli.main import main
-from forwarder.cli.probes import Finding, NotWorking, Probe, findings, probes_for
+from forwarder.cli.probes import probes_for
 from forwarder.settings import Settings, resolve
 from forwarder.settings.table import SPECS
 
@@ -23,6 +24,7 @@ SECRETS = {
 }
 FINE = Finding("broker", True, "answers")
 BROKEN = Finding("results", False, "refused", "start it")
+RISKY = Finding("broker", True, "may forget", "mend it")
 
 
 class Unpatched(Exception):
@@ -65,6 +67,13 @@ def test_the_verdict_names_what_failed_and_how_to_mend_it() -> None:
     ]
 
 
+def test_a_warning_tells_how_to_mend_it_and_is_no_failure() -> None:
+    assert verdict([RISKY]).splitlines() == [
+        "warn  broker  may forget; to mend: mend it",
+        "a worker would work",
+    ]
+
+
 def test_the_verdict_is_good_where_all_is_well() -> None:
     assert verdict([FINE]).endswith("a worker would work")
 
@@ -82,7 +91,7 @@ def test_the_json_holds_the_same() -> None:
     assert report["warnings"] == []
 
 
-@pytest.mark.parametrize(("found", "code"), [([FINE], 0), ([FINE, BROKEN], 3)])
+@pytest.mark.parametrize(("found", "code"), [([FINE], 0), ([RISKY], 0), ([FINE, BROKEN], 3)])
 @pytest.mark.parametrize("args", [[], ["--json"]])
 def test_the_exit_code_tells_whether_a_worker_would_work(
     monkeypatch: pytest.MonkeyPatch,
@@ -100,9 +109,15 @@ def test_a_service_that_answers_is_fine() -> None:
     assert findings([Probe("broker", lambda: "answers", "start it")]) == [Finding("broker", True, "answers")]
 
 
+def test_a_caution_is_a_finding_with_its_own_remedy() -> None:
+    probe = Probe("broker", lambda: Caution("may forget", "mend it"), "start it")
+    assert findings([probe]) == [RISKY]
+
+
 @pytest.mark.parametrize(
     ("error", "detail", "remedy"),
     [
+        (NotWorking("is too old", remedy="use a newer one"), "is too old", "use a newer one"),
         (NotWorking("stream s is CREATING"), "stream s is CREATING", "start the broker"),
         (ConnectionRefusedError("nobody\nthere"), "ConnectionRefusedError: nobody there", "start the broker"),
         (Unpatched(), "Unpatched", "start the broker"),

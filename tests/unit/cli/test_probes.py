@@ -1,4 +1,4 @@
-"""What ``check`` makes of the answers of AWS; S3 and Firehose are fakes."""
+"""What ``check`` makes of the answers of result stores and Firehose, all of them fakes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from forwarder.cli import probes
-from forwarder.cli.probes import Finding, findings, probes_for
+from forwarder.cli.findings import Finding, findings
+from forwarder.cli.probes import probes_for
 from forwarder.settings import Settings
 
 ON_AWS = Settings(result_backend="s3://bucket/some/prefix/", hooks=("logging",), firehose_stream="stream")
@@ -114,6 +115,20 @@ def test_an_object_that_does_not_come_back_is_a_failure(aws: FakeAws) -> None:
     finding = found("results")
     assert not finding.ok
     assert "did not return what was written" in finding.detail
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_redis_that_may_drop_results_is_a_warning(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    redis = SimpleNamespace(ping=lambda: True, info=lambda: {"maxmemory": 2**30, "maxmemory_policy": policy})
+    backend = SimpleNamespace(client=redis)
+    monkeypatch.setattr("forwarder.cli.tasks.impatient_app", lambda _: SimpleNamespace(backend=backend))
+    finding = found("results", Settings(result_backend="redis://:hunter2@host/1"))
+    assert finding.ok
+    assert (
+        finding.detail
+        == f"redis://***@host/1 answers, but when its memory is full it drops results ({policy})"
+    )
+    assert "noeviction" in finding.remedy
 
 
 def test_a_stream_that_may_not_be_described_is_no_failure(aws: FakeAws) -> None:

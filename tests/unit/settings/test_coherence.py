@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from forwarder.settings import SettingsError, resolve
-from forwarder.settings.coherence import NOT_IN_EFFECT, check_packages
+from forwarder.settings.coherence import ENDING_S, NOT_IN_EFFECT, SQS_HELD_S_MAX, check_packages
 
 SQS = {"broker_url": "sqs://", "sqs_url": "https://host/1/name"}
 
@@ -18,12 +18,16 @@ SQS = {"broker_url": "sqs://", "sqs_url": "https://host/1/name"}
         ({"broker_url": "sqs://"}, "--sqs-url"),
         ({**SQS, "queues": "a,b"}, "--queue"),
         ({"hooks": "logging"}, "--firehose-stream"),
-        ({"task_timeout_s": "60", "visibility_timeout_s": "60"}, "--task-timeout"),
-        ({"visibility_timeout_s": "60"}, "--task-timeout"),
+        ({**SQS, "visibility_timeout_s": "43201"}, "--visibility-timeout"),
+        ({**SQS, "visibility_timeout_s": "43200"}, "--task-timeout"),  # no lease could ever be renewed
+        ({**SQS, "task_timeout_s": "43140.5"}, "--task-timeout"),
+        ({"termination_grace_s": "10"}, "--termination-grace"),
+        ({"termination_grace_s": "30"}, "--drain-timeout"),  # Kubernetes' default, and our own
+        ({"termination_grace_s": "60", "drain_timeout_s": "50.5"}, "--drain-timeout"),
     ],
 )
 def test_settings_that_can_not_work_together_are_refused(flags: dict[str, str], named: str) -> None:
-    with pytest.raises(SettingsError, match=named):
+    with pytest.raises(SettingsError, match=f"^{named} "):
         resolve(flags, {}, {})
 
 
@@ -34,8 +38,18 @@ def test_settings_that_can_not_work_together_are_refused(flags: dict[str, str], 
         {"hooks": "callback"},  # the payload may name the URL
         {"hooks": "logging", "firehose_stream": "s"},
         {"broker_url": "amqp://host//", "visibility_timeout_s": "60"},  # RabbitMQ has no visibility timeout
-        {"task_timeout_s": "30", "visibility_timeout_s": "60", "retry_slot_s": "10"},
         {"pool": "prefork", "max_tasks_per_child": "5"},
+        {"task_timeout_s": "604800", "visibility_timeout_s": "60"},  # leases are renewed
+        {"task_timeout_s": "604800", "drain_timeout_s": "1"},  # what still runs is handed back
+        {"termination_grace_s": "40"},
+        {"termination_grace_s": "3600", "drain_timeout_s": "3590"},
+        {**SQS, "visibility_timeout_s": "39240"},
+        {**SQS, "task_timeout_s": "43140", "retry_slot_s": "0", "store_retry_s": "0"},
+        {**SQS, "visibility_timeout_s": "15"},
+        {"visibility_timeout_s": "2"},
+        {"result_expires_s": "61"},
+        {"result_expires_s": "1", "result_backend": "s3://bucket/"},  # S3 expires nothing by itself
+        {"result_expires_s": "1", "broker_url": "amqp://host//"},
     ],
 )
 def test_settings_that_fit_give_no_warning(flags: dict[str, str]) -> None:
@@ -49,7 +63,9 @@ def test_settings_that_fit_give_no_warning(flags: dict[str, str]) -> None:
         ({"sqs_url": "https://host/1/name"}, "the broker is not sqs://"),
         ({"callback_url": "https://host/"}, "the callback hook is off"),
         ({"firehose_stream": "s"}, "the logging hook is off"),
-        ({"task_timeout_s": "55", "visibility_timeout_s": "60", "retry_slot_s": "5"}, "may run twice"),
+        ({**SQS, "visibility_timeout_s": "14"}, "one slow answer of SQS loses leases"),
+        ({**SQS, "task_timeout_s": "42781"}, "together are 43201 s"),
+        ({"result_expires_s": "60"}, "find no result and run twice"),
     ],
 )
 def test_what_is_pointless_or_risky_gives_one_warning(flags: dict[str, str], words: str) -> None:
@@ -60,7 +76,6 @@ def test_what_is_pointless_or_risky_gives_one_warning(flags: dict[str, str], wor
 @pytest.mark.parametrize(
     ("field", "text"),
     [
-        ("max_deliveries", "7"),
         ("autoscale", "8,1"),
         ("memory_limit_mb", "100"),
         ("worker_rss_mb", "100"),
@@ -74,7 +89,17 @@ def test_a_setting_of_a_later_version_says_that_it_does_nothing_yet(field: str, 
 
 
 def test_the_default_of_such_a_setting_is_no_reason_to_warn() -> None:
-    assert resolve({"http_port": "0", "max_deliveries": "5"}, {}, {}).warnings == ()
+    assert resolve({"http_port": "0", "memory_limit_mb": ""}, {}, {}).warnings == ()
+
+
+def test_a_drain_that_does_not_fit_is_refused_with_the_longest_that_does() -> None:
+    with pytest.raises(SettingsError) as refused:
+        resolve({"termination_grace_s": "30"}, {}, {})
+    assert refused.value.accepted.startswith(f"at most {30 - ENDING_S:g}: the worker is killed 30 s after")
+
+
+def test_what_sqs_holds_is_twelve_hours() -> None:
+    assert SQS_HELD_S_MAX == 43_200
 
 
 def test_prefork_on_sqs_is_refused_without_pycurl(monkeypatch: pytest.MonkeyPatch) -> None:
