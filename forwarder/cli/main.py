@@ -25,6 +25,7 @@ _COMMANDS = {
     "check": "Show the effective settings and whether a worker would work with them.",
     "submit": "Send one task.",
     "result": "Fetch the result of a task, or wait for it.",
+    "dead": "List, show, requeue and purge tasks that were put aside.",
 }
 
 

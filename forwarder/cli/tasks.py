@@ -68,6 +68,10 @@ def reaching(what: str) -> Iterator[None]:
         from botocore.exceptions import BotoCoreError, ClientError
 
         kinds += (BotoCoreError, ClientError)
+    if "amqp" in sys.modules:
+        from amqp.exceptions import AMQPError, MessageNacked
+
+        kinds += (AMQPError, MessageNacked)
     try:
         yield
     except kinds as error:
