@@ -59,6 +59,8 @@ class ForwarderConsumer(Consumer):
                 return self._refuse(message, error, None)
             try:
                 return handle(message)
+            except KeyError as failure:  # kombu counts it among Redis's connection errors
+                return self._refuse(message, InvalidMessage("the message lacks a header of Celery's"), failure)
             except self.connection_errors:
                 raise
             except Reject:  # Celery gave the task up, and the store that is to know is away

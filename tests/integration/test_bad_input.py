@@ -133,6 +133,7 @@ def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
         '"text"',
         "{}",
         '{"body": 5, "properties": 7}',
+        message(queue_name, b"[[{}], {}, {}]")[1].replace('"id": ', '"no_id": '),
         b"\xff\xfe",
     )
     broker.lpush(queue_name, *unreadable)

@@ -101,7 +101,7 @@ class Scene:
         self.super_calls: list[str] = []
         self.handle: Any = self.handled.append
         monkeypatch.setattr(Consumer, "create_task_handler", lambda *_: self.handle)
-        for name in ("on_close", "on_connection_error_after_connected"):
+        for name in ("on_close", "on_connection_error_after_connected", "shutdown"):
             monkeypatch.setattr(Consumer, name, lambda *_, name=name: self.super_calls.append(name))
         consumer = object.__new__(ForwarderConsumer)
         consumer._book = self.book = LeaseBook(lambda: self.broker)  # type: ignore[arg-type, return-value]
@@ -173,6 +173,16 @@ def test_whatever_goes_wrong_with_one_message_ends_with_it(scene: Scene) -> None
     scene.receive()
     assert scene.broker.dead[0].code == "invalid_message"
     assert "secret" not in scene.broker.dead[0].error
+
+
+def test_a_missing_header_is_not_taken_for_a_lost_connection(scene: Scene) -> None:
+    def fail(message: Any) -> None:
+        raise KeyError("id")
+
+    scene.consumer.connection_errors = (ConnectionResetError, KeyError)
+    scene.handle = fail
+    scene.receive()
+    assert scene.broker.dead[0].code == "invalid_message"
 
 
 def test_a_lost_connection_is_not_the_message_s_fault(scene: Scene) -> None:
@@ -272,3 +282,22 @@ def test_what_the_broker_gives_to_others_is_cancelled_before_reconnecting(scene:
     assert len(scene.book) == 0
     assert scene.broker.handed_back == []
     assert scene.super_calls == ["on_connection_error_after_connected"]
+
+
+def test_before_the_connection_closes_all_that_is_held_is_handed_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, waiting = scene.hold(begun=True), scene.hold(begun=False)
+    abandoned: list[bool] = []
+
+    def hand_back(deliveries: list[Delivery]) -> None:
+        abandoned.extend(delivery.request.abandoned for delivery in deliveries)
+        assert scene.super_calls == [], "with the connection RabbitMQ's leases end"
+        scene.broker.handed_back += deliveries
+
+    monkeypatch.setattr(scene.broker, "hand_back", hand_back)
+    scene.consumer.shutdown()
+    assert scene.broker.handed_back == [running, waiting]
+    assert abandoned == [True, True], "no copy may run on after its message went back"
+    assert scene.super_calls == ["shutdown"]
+    assert len(scene.book) == 0
