@@ -32,6 +32,11 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
+def _concerns_this_version(record: logging.LogRecord) -> bool:
+    """Return False for what Celery announces, at each lost connection, for a later version of itself."""
+    return "CPendingDeprecationWarning" not in record.getMessage()
+
+
 def configure(level: str) -> None:
     """Set the root logger up. Called once a process, before Celery starts."""
     logging.config.dictConfig(
@@ -45,8 +50,12 @@ def configure(level: str) -> None:
                     "datefmt": "%Y-%m-%dT%H:%M:%S",
                 }
             },
+            "filters": {"version": {"()": lambda: _concerns_this_version}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"level": level, "handlers": ["stderr"]},
-            "loggers": {name: {"level": "WARNING"} for name in QUIETED},
+            "loggers": {
+                **{name: {"level": "WARNING"} for name in QUIETED},
+                "py.warnings": {"filters": ["version"]},
+            },
         }
     )

@@ -136,7 +136,7 @@ def test_what_a_dead_worker_held_comes_to_another_with_a_raised_count(
     for expected in (1, 2, 3):
         (delivery,) = first.take()
         assert delivery.number == expected
-        assert delivery.message.delivery_info["redelivered"] is (expected > 1)
+        assert delivery.redelivered is (expected > 1)
         first.connection.collect()  # nothing is remembered: the process is gone
         first, second = second, peer()
     assert first.take()[0].number == 4
@@ -166,7 +166,7 @@ def test_a_worker_that_lost_its_connection_but_lives_does_not_count_what_comes_b
         worker.lose_connection()
         assert not worker.leases.ack(delivery)
         worker.connect()
-    assert worker.take()[0].message.delivery_info["redelivered"] is True
+    assert worker.take()[0].redelivered is True
 
 
 def test_an_acked_message_is_gone(
@@ -201,7 +201,7 @@ def test_a_message_that_is_handed_back_does_not_count_and_keeps_all_else(
     first.stop()
     (after,) = peer().take()
     assert after.number == 1
-    assert after.message.delivery_info["redelivered"] is True, "it may have begun"
+    assert after.redelivered is True, "it may have begun"
     assert after.message.body == before.message.body
     assert after.message.headers == {**headers, DELIVERIES_HEADER: 0}
     del properties["application_headers"], after.message.properties["application_headers"]

@@ -11,15 +11,12 @@ from amqp import Message
 from amqp.exceptions import ChannelError, MessageNacked
 from kombu import Connection
 
+from forwarder.brokers.amqp.transport import ANSWER_TIMEOUT_S
 from forwarder.brokers.dead_letters import NoSuchQueue
 
 #: RabbitMQ refuses a copy in the name of another user than its own:
 #: https://www.rabbitmq.com/docs/validated-user-id
 NOT_COPIED = ("user_id",)
-
-
-#: Seconds that a silent broker is waited for.
-ANSWER_TIMEOUT_S = 5.0
 
 
 class Copies:
@@ -31,9 +28,8 @@ class Copies:
     the next copy, which is then tried on a new connection.
     """
 
-    def __init__(self, *, connect: Callable[[], Connection], timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+    def __init__(self, *, connect: Callable[[], Connection]) -> None:
         self._connect = connect
-        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._channel: Any = None
@@ -109,7 +105,7 @@ class Copies:
 
     def _open(self) -> Any:
         if self._channel is None:
-            self._connection = open_bounded(self._connect(), timeout_s=self._timeout_s)
+            self._connection = open_bounded(self._connect())
             self._channel = self._connection.channel()
             self._channel.events["basic_return"].add(self._on_return)
         return self._channel
@@ -125,11 +121,11 @@ class Copies:
                 connection.close()
 
 
-def open_bounded(connection: Connection, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Connection:
-    """Connect, and bound all that will be waited for on the connection, its closing included.
+def open_bounded(connection: Connection) -> Connection:
+    """Connect, and bound writing too: a copy may be larger than what a silent broker's socket takes.
 
     Blocks for at most twice the connection's own connect timeout. Raises what kombu raises.
     """
     connection.ensure_connection(max_retries=1, interval_start=0)
-    connection.connection.sock.settimeout(timeout_s)
+    connection.connection.sock.settimeout(ANSWER_TIMEOUT_S)
     return connection

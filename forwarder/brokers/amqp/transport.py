@@ -18,6 +18,13 @@ from forwarder.brokers.stopping import StopsAtOnce
 CONSUMER_TIMEOUT = "x-consumer-timeout"
 COMPARED_FROM = (4, 3)
 
+#: Seconds that an answer of a silent broker is waited for.
+ANSWER_TIMEOUT_S = 5.0
+
+#: The delivery mode of what is not meant to survive the broker: events, heartbeats
+#: and the replies to remote control.
+TRANSIENT = 1
+
 
 class AdoptedQueue(Queue):
     """A queue that is consumed with whatever arguments it was created with.
@@ -80,17 +87,41 @@ class Channel(pyamqp.Channel):
     Message = RawMessage
     life = 0
 
+    #: py-amqp's own, not public.
+    _confirm_selected: bool
+    _basic_publish: Callable[..., Any]
+
     def open(self) -> Any:
         """Open the channel, at first and after the broker closed it. Blocks for a round trip."""
         if not self.is_open:
             self.life += 1
         return super().open()
 
+    def basic_publish_confirm(self, msg: Any, *args: Any, **options: Any) -> Any:
+        """Publish, and block until the broker has the message; of transient ones nobody waits to hear.
+
+        Celery publishes events and replies in its main loop, which is to notice
+        that the broker is silent. A channel that has begun to confirm goes on with
+        every message: confirmations are told apart by their order alone.
+        """
+        if msg.properties.get("delivery_mode") == TRANSIENT and not self._confirm_selected:
+            return self._basic_publish(msg, *args, **options)
+        return super().basic_publish_confirm(msg, *args, **options)
+
 
 class Connection(pyamqp.Connection):
-    """A connection with such channels."""
+    """A connection with such channels, on which nothing is waited for without a bound."""
 
     Channel = Channel
+
+    def drain_events(self, timeout: float | None = None) -> Any:
+        """Read until something came; raises TimeoutError after ``timeout`` seconds without a byte.
+
+        None, with which py-amqp waits for every answer, is ``ANSWER_TIMEOUT_S``:
+        Celery's main loop would otherwise wait for a frozen broker for good, and
+        with it the look at the heartbeat.
+        """
+        return super().drain_events(ANSWER_TIMEOUT_S if timeout is None else timeout)
 
 
 class AMQPTransport(StopsAtOnce, pyamqp.Transport):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
 
-from forwarder.telemetry.logs import OneLine
+import pytest
+from celery.exceptions import CPendingDeprecationWarning
+from celery.worker.consumer.consumer import CANCEL_TASKS_BY_DEFAULT  # type: ignore[attr-defined]
+
+from forwarder.telemetry.logs import QUIETED, OneLine, configure
 from forwarder.telemetry.metrics import ProcessMetrics
 
 
@@ -21,6 +27,30 @@ def test_a_message_is_one_line_whatever_it_holds() -> None:
 
 def test_an_ordinary_message_stays_as_it_is() -> None:
     assert OneLine("%(levelname)s %(message)s").format(record("größe=5")) == "INFO größe=5"
+
+
+@pytest.fixture
+def configured() -> Iterator[None]:
+    """The worker's log, and afterwards the one that was there before."""
+    root, warned = logging.getLogger(), logging.getLogger("py.warnings")
+    level, handlers, filters = root.level, list(root.handlers), list(warned.filters)
+    levels = {name: logging.getLogger(name).level for name in QUIETED}
+    configure("INFO")
+    yield
+    root.setLevel(level)
+    root.handlers[:], warned.filters[:] = handlers, filters
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+
+
+def test_what_celery_announces_for_a_later_version_is_not_logged_at_each_lost_connection(
+    configured: None,
+) -> None:
+    announced = warnings.formatwarning(CANCEL_TASKS_BY_DEFAULT, CPendingDeprecationWarning, "file.py", 1)
+    other = warnings.formatwarning("unclosed file", ResourceWarning, "file.py", 1)
+    log = logging.getLogger("py.warnings")
+    assert not log.filter(record(announced))
+    assert log.filter(record(other))
 
 
 def test_counters_and_sums_are_kept_by_label() -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import amqp as py_amqp
 import pytest
 from amqp import method_framing
+from amqp.abstract_channel import AbstractChannel
 from amqp.exceptions import NotFound
-from kombu import Queue
+from celery.events.dispatcher import EventDispatcher
+from kombu import Exchange, Queue
+from kombu.pidbox import Mailbox
 
 from forwarder.brokers.amqp import transport as amqp
-from forwarder.brokers.amqp.transport import CONSUMER_TIMEOUT, AdoptedQueue
+from forwarder.brokers.amqp.transport import ANSWER_TIMEOUT_S, CONSUMER_TIMEOUT, AdoptedQueue
 
 #: Any: the stubs know the public names alone.
 StockChannel: Any = py_amqp.Channel
@@ -62,6 +65,72 @@ def test_a_channel_counts_its_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert channel.life == 1, "it was open"
     channel._do_revive()
     assert (channel.life, channel.is_open) == (2, True)
+
+
+class Published:
+    """A channel on a connection with confirmations; what it does is recorded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        for name in ("confirm_select", "_basic_publish", "wait"):
+            monkeypatch.setattr(StockChannel, name, lambda *_, name=name, **__: self.calls.append(name))
+        connection = Connection()
+        connection.confirm_publish = True
+        self._channel: Any = amqp.Channel(connection)
+
+    def publish(self, delivery_mode: int | None) -> list[str]:
+        """Publish as kombu does; return what the channel did."""
+        self.calls.clear()
+        properties = {} if delivery_mode is None else {"delivery_mode": delivery_mode}
+        self._channel.basic_publish(py_amqp.Message("body", **properties), exchange="x")
+        return list(self.calls)
+
+
+@pytest.mark.parametrize("delivery_mode", [2, None])
+def test_a_task_is_published_once_the_broker_has_confirmed_it(
+    monkeypatch: pytest.MonkeyPatch, delivery_mode: int | None
+) -> None:
+    channel = Published(monkeypatch)
+    assert channel.publish(delivery_mode) == ["confirm_select", "_basic_publish", "wait"]
+
+
+def test_celerys_main_loop_does_not_wait_until_an_event_is_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    channel = Published(monkeypatch)
+    assert channel.publish(1) == ["_basic_publish"]
+    assert channel.publish(1) == ["_basic_publish"]
+
+
+def test_on_a_channel_that_confirms_every_confirmation_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that nobody reads would be taken for that of the next task."""
+    channel = Published(monkeypatch)
+    channel.publish(2)
+    assert channel.publish(1) == ["_basic_publish", "wait"]
+
+
+def test_celerys_events_and_replies_are_transient() -> None:
+    assert inspect.signature(EventDispatcher).parameters["delivery_mode"].default == amqp.TRANSIENT
+    mailbox: Any = Mailbox("celery")
+    assert mailbox.reply_exchange.delivery_mode == Exchange.TRANSIENT_DELIVERY_MODE == amqp.TRANSIENT
+
+
+@pytest.mark.parametrize(("asked", "waited"), [(None, ANSWER_TIMEOUT_S), (0, 0), (2.0, 2.0)])
+def test_nothing_is_waited_for_without_a_bound(
+    monkeypatch: pytest.MonkeyPatch, asked: float | None, waited: float
+) -> None:
+    timeouts: list[float | None] = []
+
+    def blocking_read(self: Any, timeout: float | None = None) -> bool:
+        timeouts.append(timeout)
+        return True
+
+    monkeypatch.setattr(py_amqp.Connection, "blocking_read", blocking_read)
+    amqp.Connection().drain_events(timeout=asked)
+    assert timeouts == [waited]
+
+
+def test_py_amqp_waits_for_answers_in_drain_events() -> None:
+    assert "conn.drain_events(timeout=timeout)" in inspect.getsource(AbstractChannel.wait)
+    assert "self.basic_publish = self.basic_publish_confirm" in inspect.getsource(StockChannel.__init__)
 
 
 def test_a_message_keeps_what_came() -> None:
