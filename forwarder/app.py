@@ -33,8 +33,9 @@ from forwarder.telemetry.metrics import ProcessMetrics
 LEASE_CONNECT_TIMEOUT_S = 3.0
 LEASE_TIMEOUT_S = 5.0
 
-#: Of one SQS call. A renewal that hangs must end before the lease does.
-SQS_ATTEMPTS = 2
+#: Seconds until one SQS call has failed: longer than a poll, and so short that a renewal which
+#: hangs ends before the lease does. Tried again by who needs it, so each call is one attempt.
+SQS_TIMEOUT_S = SQS_WAIT_S + 2.0
 
 #: Seconds until one try to reach a Redis result store has failed. The longer one is for all
 #: of a result's bytes: 64 MiB at 6 MiB/s.
@@ -105,7 +106,9 @@ class Composition:
         if settings.broker_kind == "sqs":
             from forwarder.brokers.sqs.leases import SqsLeases
 
-            client = PerProcess(lambda: self.aws.get().client("sqs", max_attempts=SQS_ATTEMPTS))
+            client = PerProcess(
+                lambda: self.aws.get().client("sqs", max_attempts=1, read_timeout_s=SQS_TIMEOUT_S)
+            )
             return SqsLeases(
                 client=client.get,
                 queue=settings.queues[0],

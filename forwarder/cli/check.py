@@ -13,7 +13,6 @@ from forwarder.cli.findings import Finding, findings
 from forwarder.cli.options import SettingsCommand, with_settings
 from forwarder.cli.probes import probes_for
 from forwarder.settings import Resolved, Settings
-from forwarder.settings.coherence import check_packages
 from forwarder.settings.spec import value_of
 from forwarder.settings.table import GROUPS, SPECS
 
@@ -30,7 +29,6 @@ def check(resolved: Resolved, as_json: bool) -> int:
     objects that payloads name. Exits with 0 if a worker would work, 2 if a
     setting can't work, 3 if a service does not answer as it must.
     """
-    check_packages(resolved.settings)
     if not as_json:
         click.echo(settings_table(resolved))
     found = findings(probes_for(resolved.settings), secrets=_secrets(resolved.settings))

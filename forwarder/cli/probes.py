@@ -76,7 +76,10 @@ def _ask_redis_results(settings: Settings) -> str | Caution:
 
 
 def _ask_s3(settings: Settings, aws: SessionFactory) -> str:
-    """Store an object as the worker stores results; it need be allowed neither to read nor to delete it."""
+    """Store an object as the worker stores results, and look for one as it does before each task.
+
+    The worker need not be allowed to delete it.
+    """
     from forwarder.app import client_app
     from forwarder.cloud.per_process import PerProcess
     from forwarder.cloud.session import s3_client
@@ -85,15 +88,19 @@ def _ask_s3(settings: Settings, aws: SessionFactory) -> str:
     backend: Any = client_app(settings, s3=s3).backend
     name, text = f"forwarder-check-{uuid4()}", "{}"
 
-    def read_back() -> None:
+    def look() -> None:
         if backend.get(name) != text:
             raise NotWorking(f"{settings.result_backend} did not return what was written")
 
     backend.set(name, text)
     detail = f"{settings.result_backend} takes results"
     try:
-        if not _allowed(read_back):
-            detail += "; not read back: no s3:GetObject"
+        _insist(look, f"{settings.result_backend} may not be read", "allow s3:GetObject on its objects")
+        _insist(
+            partial(backend.get, f"{name}-missing"),
+            f"{settings.result_backend} calls a missing result denied, and no task would begin",
+            "allow s3:ListBucket on the bucket",
+        )
     finally:
         if not _allowed(partial(backend.delete, name)):
             detail += f"; the object {name} stays there: no s3:DeleteObject"
@@ -129,8 +136,14 @@ def _ask_firehose(settings: Settings, aws: SessionFactory) -> str:
     return f"stream {settings.firehose_stream} is {status}"
 
 
+def _insist(call: Callable[[], object], denied: str, remedy: str) -> None:
+    """Make a call that every worker makes. Raises NotWorking where these credentials may not."""
+    if not _allowed(call):
+        raise NotWorking(denied, remedy=remedy)
+
+
 def _allowed(call: Callable[[], object]) -> bool:
-    """Make a call that no worker needs; return whether these credentials may make it."""
+    """Make a call and return whether these credentials may make it."""
     from botocore.exceptions import ClientError
 
     try:

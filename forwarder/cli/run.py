@@ -6,14 +6,12 @@ import click
 
 from forwarder.cli.options import SettingsCommand, with_settings
 from forwarder.settings import Resolved
-from forwarder.settings.coherence import check_packages
 
 
 @click.command(cls=SettingsCommand)
 @with_settings
 def run(resolved: Resolved) -> int:
     """Take tasks from the queue and forward them until told to stop (the default command)."""
-    check_packages(resolved.settings)
     # Late, so that --help and a refused setting wait for nothing.
     from forwarder import worker
     from forwarder.pool import PoolError

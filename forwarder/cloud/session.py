@@ -37,6 +37,7 @@ class ClientFactory(Protocol):
         *,
         max_pool_connections: int = ...,
         max_attempts: int = ...,
+        read_timeout_s: float = ...,
         credentials: dict[str, Any] | None = ...,
     ) -> Any:
         """Return a new client of the service."""
@@ -64,6 +65,7 @@ class AwsSession:
         *,
         max_pool_connections: int = 10,
         max_attempts: int = 3,
+        read_timeout_s: float = READ_TIMEOUT_S,
         credentials: dict[str, Any] | None = None,
     ) -> Any:
         """Return a new client; make it once and share it.
@@ -79,7 +81,7 @@ class AwsSession:
 
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=READ_TIMEOUT_S,
+            read_timeout=read_timeout_s,
             max_pool_connections=max_pool_connections,
             retries={"mode": "standard", "total_max_attempts": max_attempts},
             tcp_keepalive=True,

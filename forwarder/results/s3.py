@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from forwarder.aws_errors import error_code
 from forwarder.results.single_write import SingleWriteBackend
+
+log = logging.getLogger(__name__)
 
 
 class S3Backend(SingleWriteBackend):
@@ -29,15 +33,29 @@ class S3Backend(SingleWriteBackend):
         self._prefix = parts.path.lstrip("/")
         options = self.app.conf.result_backend_transport_options  # type: ignore[attr-defined]
         self._client: Callable[[], Any] = options["client"]
+        self._denied = False
 
     def get(self, key: str | bytes) -> str | None:
-        """Return the stored text, None when there is none. Blocks for one GET."""
+        """Return the stored text, None when there is none. Blocks for one GET; raises botocore's errors.
+
+        Without s3:ListBucket S3 does not tell what is missing from what is denied, and no task could begin.
+        """
         client = self._client()
         try:
             response = client.get_object(Bucket=self._bucket, Key=self._path(key))
         except client.exceptions.NoSuchKey:
-            return None
-        return str(response["Body"].read().decode())
+            response = None
+        except Exception as error:
+            if error_code(error) == "AccessDenied" and not self._denied:
+                self._denied = True  # said once, not at each try of each task
+                log.error(
+                    "result_read_denied bucket=%s: allow s3:GetObject on its objects and s3:ListBucket on "
+                    "the bucket, without which S3 calls a missing result denied",
+                    self._bucket,
+                )
+            raise
+        self._denied = False
+        return None if response is None else str(response["Body"].read().decode())
 
     def set(self, key: str | bytes, value: str | bytes) -> None:
         """Store the text. Blocks for one PUT; raises botocore's errors.

@@ -50,23 +50,6 @@ def held_s(settings: Settings) -> float:
     return settings.task_timeout_s + settings.retry_slot_s + settings.store_retry_s
 
 
-def check_packages(settings: Settings) -> None:
-    """Raise SettingsError where a worker with these settings lacks a package.
-
-    Apart from ``check``, because ``submit`` and ``result`` need no such package.
-    """
-    if settings.broker_kind != "sqs" or settings.pool != "prefork":
-        return
-    try:
-        import pycurl  # noqa: F401 - kombu's asynchronous SQS consumer can't do without
-    except ImportError as error:
-        raise _refused(
-            "pool",
-            settings,
-            "gevent, or prefork with pycurl (pip install 'forwarder[sqs]'), because the broker is sqs://",
-        ) from error
-
-
 def _check_sqs(settings: Settings) -> None:
     if settings.broker_kind != "sqs":
         return

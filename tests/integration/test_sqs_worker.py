@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +15,16 @@ from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
 from forwarder.testing.producer import Producer, sqs_broker_url, sqs_conf
 from forwarder.testing.services import ModelServer, Valkey
+from forwarder.testing.worker import Worker
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
 
 POOLS = ["prefork", "gevent"]
+#: A lease that no slow moment of the machine ends.
+PATIENT = {"FORWARDER_VISIBILITY_TIMEOUT_S": "30"}
+#: Seconds that a worker may need beyond its drain: the last poll, its main thread, two slow cores.
+ENDING_S = 8.0
 
 
 @dataclass
@@ -105,17 +112,57 @@ def test_a_killed_workers_task_is_taken_over_by_an_idle_peer(
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=lambda number: number.name)
 def test_a_stopping_worker_hands_back_without_counting(
-    pool: str, scene: Scene, worker: StartWorker, model_server: ModelServer
+    pool: str, number: signal.Signals, scene: Scene, worker: StartWorker, model_server: ModelServer
 ) -> None:
-    running = worker(pool=pool, env=scene.env)
+    running = worker(pool=pool, env=scene.env | PATIENT)
     running.wait_ready()
     scene.producer.send(slow(60))
     model_server.wait_in_flight(1)
-    assert running.stop() == 0
+    code, took_s = stop(running, number)
+    assert code == 0
+    assert took_s < (2 if number == signal.SIGTERM else 0) + ENDING_S
     [message] = scene.waiting()
     assert message["Attributes"]["ApproximateReceiveCount"] == "1"
     assert message["MessageAttributes"]["x-forwarder-deliveries"]["StringValue"] == "0"
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT], ids=lambda number: number.name)
+@pytest.mark.parametrize("gone", [False, True], ids=["while it stops", "once it is gone"])
+def test_what_comes_to_an_idle_worker_that_was_told_to_stop_is_there_for_others_at_once_and_uncounted(
+    gone: bool,
+    pool: str,
+    number: signal.Signals,
+    scene: Scene,
+    worker: StartWorker,
+    model_server: ModelServer,
+) -> None:
+    """SQS gives it to the last poll, which goes on for some seconds, whether anybody listens or not."""
+    running = worker(pool=pool, env=scene.env | PATIENT)
+    running.wait_ready()
+    time.sleep(0.5)
+    started = time.monotonic()
+    os.kill(running.pid, number)
+    if not gone:
+        time.sleep(0.3)
+        scene.producer.send(slow(0))
+    assert running.wait_exit() == 0
+    assert time.monotonic() - started < ENDING_S
+    if gone:
+        scene.producer.send(slow(0))
+        time.sleep(0.5)
+    [message] = scene.waiting()
+    assert message["Attributes"]["ApproximateReceiveCount"] == "1", "taken by this test alone"
+    assert model_server.stats()["requests"] == 0
+
+
+def stop(running: Worker, number: signal.Signals) -> tuple[int, float]:
+    """Send the signal; return the exit code and the seconds it took."""
+    started = time.monotonic()
+    os.kill(running.pid, number)
+    return running.wait_exit(), time.monotonic() - started
 
 
 @pytest.mark.parametrize("pool", POOLS)

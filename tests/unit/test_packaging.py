@@ -36,8 +36,8 @@ def pinned(name: str) -> dict[str, tuple[Requirement, list[str]]]:
     return pins
 
 
-def test_production_requirements_are_the_dependencies_with_sqs_and_tracing() -> None:
-    declared = [*PROJECT["dependencies"], *EXTRAS["sqs"], *EXTRAS["ddtrace"]]
+def test_production_requirements_are_the_dependencies_with_tracing() -> None:
+    declared = [*PROJECT["dependencies"], *EXTRAS["ddtrace"]]
     assert sorted(asked_for("requirements.in")) == sorted(declared)
 
 

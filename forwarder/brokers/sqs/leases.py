@@ -22,9 +22,9 @@ from forwarder.brokers.sqs.messages import RawMessage, copy_of, earlier_deliveri
 
 log = logging.getLogger(__name__)
 
-#: How long ``close`` waits for the last poll, which may have longer to go: a process that
-#: was told to be gone at once must be. What comes later counts as delivered, to nobody.
-CLOSE_S = 3.0
+#: How long after its wait an answer may be on its way, in seconds: ``close`` waits so long for
+#: the last poll, because what SQS gives to a closed connection counts, and is hidden from all.
+ANSWER_S = 1.0
 
 
 class SettlementRefused(Exception):
@@ -60,6 +60,7 @@ class SqsLeases:
         self._deletes = DeleteBuffer(delete=self._delete, clock=clock, uniform=uniform)
         self._idle = threading.Condition()
         self._fetches = 0
+        self._fetched_by_s = 0.0
         self._closed = False
         self._loose: dict[str, tuple[RawMessage, float]] = {}
         #: Set whenever a message was opened or settled: a slot may be free.
@@ -86,8 +87,8 @@ class SqsLeases:
         Blocks for a long poll. What arrives when it is no longer ``wanted`` is
         handed back at once. Raises botocore's errors.
         """
-        with self._fetching():
-            asked_s = self._clock()
+        asked_s = self._clock()
+        with self._fetching(asked_s + self._wait_s + ANSWER_S):
             messages = self._calls.receive(
                 number, wait_s=self._wait_s, visibility_timeout_s=self._visibility_timeout_s
             )
@@ -144,16 +145,21 @@ class SqsLeases:
     def hand_back(self, deliveries: Sequence[Delivery]) -> None:
         """Put copies that don't tell of this delivery into the queue, then remove the messages.
 
-        SQS can't lower its count. What can't be copied is made visible instead,
-        and counts. Blocks for a call per ten messages, two where copies fail.
+        SQS can't lower its count. What it takes no copy of is made visible instead,
+        and counts. Blocks for a call per ten messages, two where copies are refused.
         """
         self.changed.set()
-        for batch in sendable([each for each in deliveries if self._is_live(each)]):
+        live = [each for each in deliveries if self._is_live(each)]
+        if ended := len(deliveries) - len(live):
+            log.warning("lease_lost number=%d at=hand_back", ended)
+        for batch in sendable(live):
             url = self._calls.queue_url
             copies = [copy_of(each.receipt, url, {DELIVERIES_HEADER: each.number - 1}) for each in batch]
             try:
                 failed = self._calls.send(copies)
-            except Exception as error:  # noqa: BLE001 - too large or no SQS: the next call tells which
+            except Exception as error:
+                if error_code(error) is None:
+                    raise  # no answer: another call would only wait for the next one
                 log.warning("hand_back_counts number=%d error=%s", len(batch), describe(error))
                 failed = dict.fromkeys(range(len(batch)), "")
             for number, delivery in enumerate(batch):
@@ -215,17 +221,18 @@ class SqsLeases:
         return []
 
     def close(self) -> None:
-        """Hand back what arrives last and send what is buffered. Blocks for some seconds at most."""
+        """Hand back what arrives last and send what is buffered. Blocks for a long poll and some seconds."""
         with self._idle:
             self._closed = True
-            self._idle.wait_for(lambda: not self._fetches, CLOSE_S)
+            self._idle.wait_for(lambda: not self._fetches, max(self._fetched_by_s - self._clock(), 0.0))
         self.release()
         self._deletes.close()
 
     @contextmanager
-    def _fetching(self) -> Iterator[None]:
+    def _fetching(self, until_s: float) -> Iterator[None]:
         with self._idle:
             self._fetches += 1
+            self._fetched_by_s = until_s
         try:
             yield
         finally:

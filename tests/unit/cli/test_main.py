@@ -122,19 +122,6 @@ def test_a_pool_that_can_not_be_used_is_2(worker: Worker, capsys: pytest.Capture
     assert "socket not patched" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
-def test_prefork_on_sqs_without_pycurl_is_2_and_one_line(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    monkeypatch.setitem(sys.modules, "pycurl", None)  # importing it then fails
-    assert main([command, "--broker-url", "sqs://", "--sqs-url", "https://host/1/name"]) == 2
-    assert worker.settings == []
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "pip install 'forwarder[sqs]'" in err
-
-
 def test_aws_region_alone_is_enough(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "")

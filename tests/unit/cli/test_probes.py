@@ -28,6 +28,7 @@ class FakeAws:
         self.objects: dict[str, bytes] = {}
         self.put: list[str] = []
         self.loses = False
+        self.missing: Exception = KeyError("missing")
         self.stream_status = "ACTIVE"
 
     def client(self, service: str, **options: Any) -> Any:
@@ -43,7 +44,10 @@ class FakeAws:
 
     def get_object(self, **options: Any) -> dict[str, Any]:
         self._answer("GetObject")
-        return {"Body": io.BytesIO(self.objects["{Bucket}/{Key}".format(**options)])}
+        path = "{Bucket}/{Key}".format(**options)
+        if path not in self.objects:
+            raise self.missing
+        return {"Body": io.BytesIO(self.objects[path])}
 
     def delete_object(self, **options: Any) -> None:
         self._answer("DeleteObject")
@@ -96,11 +100,24 @@ def test_an_object_that_may_not_be_deleted_is_no_failure_and_is_named(aws: FakeA
     assert f"the object {left.rpartition('/')[2]} stays there: no s3:DeleteObject" in finding.detail
 
 
-def test_an_object_that_may_not_be_read_is_no_failure_because_a_worker_only_writes(aws: FakeAws) -> None:
+def test_an_object_that_may_not_be_read_is_a_failure_because_every_task_looks_for_its_result(
+    aws: FakeAws,
+) -> None:
     aws.refuses["GetObject"] = "AccessDenied"
     finding = found("results")
-    assert finding.ok
-    assert "not read back: no s3:GetObject" in finding.detail
+    assert not finding.ok
+    assert "may not be read" in finding.detail
+    assert "s3:GetObject" in finding.remedy
+    assert aws.objects == {}
+
+
+def test_a_bucket_that_calls_a_missing_object_denied_is_a_failure(aws: FakeAws) -> None:
+    """S3's answer where s3:ListBucket is not allowed: no task would ever begin."""
+    aws.missing = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetObject")
+    finding = found("results")
+    assert not finding.ok
+    assert "missing" in finding.detail
+    assert finding.remedy == "allow s3:ListBucket on the bucket"
     assert aws.objects == {}
 
 

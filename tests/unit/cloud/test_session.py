@@ -86,6 +86,7 @@ def test_a_client_has_the_pool_the_timeouts_and_the_attempts_it_was_asked_for() 
     assert config.max_pool_connections == 33
     assert config.retries == {"mode": "standard", "total_max_attempts": 1}
     assert (config.connect_timeout, config.read_timeout) == (5.0, 20.0)
+    assert AwsSession().client("sqs", read_timeout_s=4.5).meta.config.read_timeout == 4.5
 
 
 @pytest.mark.usefixtures("aws")

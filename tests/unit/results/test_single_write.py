@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from botocore.exceptions import ClientError
 from celery import Celery, Task, states
 from celery._state import _task_stack  # type: ignore[attr-defined]  # the stubs lack it
 from celery.app.task import Context
@@ -240,22 +241,27 @@ class S3:
 
     def __init__(self) -> None:
         self.puts: list[dict[str, Any]] = []
+        self.missing: Exception = self.exceptions.NoSuchKey()
 
     def put_object(self, **kwargs: Any) -> None:
         self.puts.append(kwargs)
 
     def get_object(self, **kwargs: Any) -> dict[str, Any]:
-        raise self.exceptions.NoSuchKey
+        raise self.missing
 
     def delete_object(self, **kwargs: Any) -> None:
         self.puts = [put for put in self.puts if put["Key"] != kwargs["Key"]]
 
 
-def test_a_result_in_s3_is_one_put_with_a_checksum_where_celery_looks_for_it() -> None:
-    s3 = S3()
+def s3_backend(s3: S3) -> S3Backend:
     app = Celery(set_as_current=False)
     app.conf.result_backend_transport_options = {"client": lambda: s3}
-    backend = S3Backend(url="s3://bucket/tmp/celery/", app=app)
+    return S3Backend(url="s3://bucket/tmp/celery/", app=app)
+
+
+def test_a_result_in_s3_is_one_put_with_a_checksum_where_celery_looks_for_it() -> None:
+    s3 = S3()
+    backend = s3_backend(s3)
     backend.store_result("t1", {"x": "ü"}, states.SUCCESS)
     [put] = s3.puts
     assert put["Bucket"] == "bucket"
@@ -265,6 +271,20 @@ def test_a_result_in_s3_is_one_put_with_a_checksum_where_celery_looks_for_it() -
     assert backend.get(b"celery-task-meta-t2") is None
     backend.delete("celery-task-meta-t1")
     assert s3.puts == []
+
+
+def test_a_denied_look_for_a_result_names_the_permissions_once(caplog: pytest.LogCaptureFixture) -> None:
+    s3 = S3()
+    backend = s3_backend(s3)
+    s3.missing = ClientError({"Error": {"Code": "AccessDenied", "Message": "of account 1"}}, "GetObject")
+    for _ in range(3):
+        with pytest.raises(ClientError):
+            backend.get("celery-task-meta-t1")
+    [line] = caplog.messages
+    assert "s3:ListBucket" in line
+    assert "account" not in line
+    s3.missing = S3.exceptions.NoSuchKey()
+    assert backend.get("celery-task-meta-t1") is None
 
 
 def test_the_stores_own_limits_are_known() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from forwarder.settings import SettingsError, resolve
-from forwarder.settings.coherence import ENDING_S, NOT_IN_EFFECT, SQS_HELD_S_MAX, check_packages
+from forwarder.settings.coherence import ENDING_S, NOT_IN_EFFECT, SQS_HELD_S_MAX
 
 SQS = {"broker_url": "sqs://", "sqs_url": "https://host/1/name"}
 
@@ -100,21 +98,3 @@ def test_a_drain_that_does_not_fit_is_refused_with_the_longest_that_does() -> No
 
 def test_what_sqs_holds_is_twelve_hours() -> None:
     assert SQS_HELD_S_MAX == 43_200
-
-
-def test_prefork_on_sqs_is_refused_without_pycurl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycurl", None)  # importing it then fails
-    settings = resolve(SQS, {}, {}).settings  # a producer needs no pycurl
-    with pytest.raises(SettingsError, match=r"--pool .*'prefork'.*gevent.*pip install 'forwarder\[sqs\]'"):
-        check_packages(settings)
-
-
-@pytest.mark.parametrize("flags", [{}, {**SQS, "pool": "gevent"}, {"broker_url": "amqp://host//"}])
-def test_nothing_else_needs_pycurl(monkeypatch: pytest.MonkeyPatch, flags: dict[str, str]) -> None:
-    monkeypatch.setitem(sys.modules, "pycurl", None)
-    check_packages(resolve(flags, {}, {}).settings)
-
-
-def test_prefork_on_sqs_is_fine_with_pycurl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycurl", sys)
-    check_packages(resolve(SQS, {}, {}).settings)

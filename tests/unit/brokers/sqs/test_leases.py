@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -215,7 +216,7 @@ def test_on_a_fifo_queue_a_copy_keeps_its_group_and_is_no_duplicate(sqs: FakeSqs
     assert len({copy["MessageDeduplicationId"] for copy in copies}) == 2
 
 
-@pytest.mark.parametrize("failure", [AWAY, {"x": "InternalError"}])
+@pytest.mark.parametrize("failure", [refusal("InvalidParameterValue"), {"x": "InternalError"}])
 def test_what_can_not_be_copied_is_made_visible_and_not_deleted(
     leases: SqsLeases, sqs: FakeSqs, failure: Any
 ) -> None:
@@ -226,6 +227,24 @@ def test_what_can_not_be_copied_is_made_visible_and_not_deleted(
     [call] = sqs.named("change_message_visibility_batch")
     assert call["Entries"][0]["VisibilityTimeout"] == 0
     assert sqs.named("delete_message_batch") == []
+
+
+def test_a_task_that_is_handed_back_while_sqs_is_away_stays_owed_and_uncounted(
+    leases: SqsLeases, sqs: FakeSqs
+) -> None:
+    book = LeaseBook(lambda: leases)
+    sqs.inbox = [raw_message()]
+    [raw] = leases.fetch(1, lambda: True)
+    delivery = book.open(message(dict(raw)))
+    sqs.fails["send_message_batch"] = AWAY
+    book.settle(delivery, Settlement.HAND_BACK)
+    assert book.leased() == [delivery]
+    assert sqs.named("change_message_visibility_batch") == []
+    sqs.fails.clear()
+    book.settle_owed()
+    leases.close()
+    [copy] = sqs.queues["q"]
+    assert copy["MessageAttributes"] == earlier(0)
 
 
 def test_copies_travel_together_as_long_as_they_fit(leases: SqsLeases, sqs: FakeSqs) -> None:
@@ -314,6 +333,43 @@ def test_closing_hands_back_what_was_fetched_and_never_opened(leases: SqsLeases,
     assert leases.loose == 1
     leases.close()
     assert hand_backs(sqs) == ["waiting"]
+
+
+@pytest.mark.parametrize(("passed_s", "waits_s"), [(0, 11.0), (4, 7.0), (50, 0.0)])
+def test_closing_waits_for_the_last_poll_as_long_as_sqs_may_answer_and_no_longer(
+    leases: SqsLeases,
+    sqs: FakeSqs,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    passed_s: int,
+    waits_s: float,
+) -> None:
+    asked, answered = threading.Event(), threading.Event()
+    original, wait_for = sqs.receive_message, leases._idle.wait_for
+    waits: list[float | None] = []
+
+    def poll(**arguments: Any) -> Any:
+        asked.set()
+        answered.wait(5)
+        return original(**arguments)
+
+    def wait(predicate: Callable[[], bool], timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        answered.set()
+        return wait_for(predicate, 5)
+
+    monkeypatch.setattr(sqs, "receive_message", poll)
+    monkeypatch.setattr(leases._idle, "wait_for", wait)
+    sqs.inbox = [raw_message(body="late")]
+    poller = threading.Thread(target=leases.fetch, args=(10, lambda: True))
+    poller.start()
+    asked.wait(5)
+    clock.now_s += passed_s
+    leases.close()
+    poller.join()
+    assert waits == [waits_s]
+    assert hand_backs(sqs) == (["late"] if waits_s else [])  # what came too late: its lease has ended
+    assert len(sqs.named("delete_message_batch")) == len(hand_backs(sqs))
 
 
 def test_a_message_that_was_handed_back_before_it_was_opened_has_no_lease(
