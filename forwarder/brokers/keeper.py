@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 
@@ -34,13 +35,25 @@ class LeaseKeeper(threading.Thread):
         self._book = book
         self._interval_s = interval_s
         self._cancel = cancel
+        self._in_round = threading.Lock()
         self._stopped = threading.Event()
         self._failing: str | None = None
+
+    def start(self) -> None:
+        """Start the thread; from now on a fork waits until no round is under way.
+
+        A child would inherit whatever lock a round holds at that moment (of an
+        import, of the log's stream), and nobody would ever release it there.
+        """
+        lock = self._in_round
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+        super().start()
 
     def run(self) -> None:
         """Keep leases until ``stop``."""
         while not self._stopped.wait(self._interval_s):
-            self.round()
+            with self._in_round:
+                self.round()
 
     def stop(self) -> None:
         """Start no further round. Does not wait for one that runs."""

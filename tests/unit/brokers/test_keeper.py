@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,6 +124,28 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_ends(
     kept.keeper.round()
     assert caplog.text.count("lease_renewal_failing") == 1
     assert caplog.text.count("lease_renewal_recovered") == 1
+
+
+def test_a_fork_waits_for_the_end_of_a_round() -> None:
+    kept = Kept()
+    in_round, go_on = threading.Event(), threading.Event()
+
+    def renew(deliveries: list[Delivery]) -> list[Delivery]:
+        in_round.set()
+        go_on.wait(5.0)
+        return []
+
+    kept.broker.renew = renew  # type: ignore[method-assign]
+    keeper = LeaseKeeper(book=kept.book, interval_s=0.001, cancel=kept.cancelled.append)
+    keeper.start()
+    in_round.wait(5.0)
+    keeper.stop()
+    threading.Timer(0.05, go_on.set).start()
+    pid = os.fork()
+    if pid == 0:  # the child: was the round over?
+        os._exit(0 if go_on.is_set() else 1)
+    keeper.join(5.0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_stopped_keeper_ends() -> None:
