@@ -33,6 +33,8 @@ COMING_OUT_S = 3.0
 #: Seconds after the drain at which a process that hangs is ended; within the
 #: settings' ENDING_S, by which Kubernetes' grace period must pass the drain.
 WATCHDOG_S = 9.0
+#: Celery restarts on SIGHUP, with an unbounded wait; whoever keeps the worker running starts it anew.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: The file descriptor of the standard error stream, whatever ``sys.stderr`` is by then.
 STDERR = 2
 
@@ -55,12 +57,12 @@ def watch(seconds: float) -> None:
 
 
 class Drain:
-    """Ends the process after the first SIGTERM, SIGINT or SIGQUIT, with the exit code 0.
+    """Ends the process after the first SIGTERM, SIGINT, SIGHUP or SIGQUIT, with the exit code 0.
 
-    The first SIGTERM or SIGINT stops the consuming and waits up to ``timeout_s``
-    seconds for what is in flight; a second one, or SIGQUIT, does not wait. What
-    still runs then is killed and handed back to its queue, uncounted. ``close``
-    flushes hooks and leases; it is called once.
+    The first of them stops the consuming and waits up to ``timeout_s`` seconds for
+    what is in flight; a second one, or SIGQUIT, does not wait. What still runs then
+    is killed and handed back to its queue, uncounted. ``close`` flushes hooks and
+    leases; it is called once.
 
     All of this happens in a thread (under gevent's patch a greenlet), because
     Celery's main thread waits for its pool without a bound; if it does not come
@@ -99,7 +101,7 @@ class Drain:
     def install(self, worker: StoppingWorker) -> None:
         """Take the signals over; call it in the main thread."""
         threading.Thread(target=self.run, args=(worker,), name="drain", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def begin(self, *, exit_code: int = EX_OK, at_once: bool = False) -> None:
@@ -168,10 +170,8 @@ class Drain:
 
     def _hand_back(self, worker: StoppingWorker) -> None:
         """Kill what runs and give its messages back; they don't count as delivered."""
-        number = self._book.hand_back(self._abandon(worker))
+        self._book.hand_back(self._abandon(worker))
         self._book.settle_owed()
-        if number:
-            log.info("drain_over handed_back=%d", number)
 
 
 class NoteConsumerStopped(StartStopStep):
@@ -228,6 +228,5 @@ class DrainingWorker(Worker):
         super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
 
     def terminate(self, in_sighandler: bool = False) -> None:
-        """Stop at once; Celery does so when it runs out of file descriptors."""
-        self.drain.begin(exit_code=EX_FAILURE, at_once=True)
-        super().terminate(in_sighandler=in_sighandler)
+        """Stop too: Celery terminates when it runs out of file descriptors, but what runs has its own."""
+        self.stop(in_sighandler=in_sighandler, exitcode=EX_FAILURE)

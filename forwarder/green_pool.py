@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -20,6 +21,13 @@ class GreenPool(TaskPool):
 
     Celery's time limits are left out: the worker's own deadlines bound a task.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        from gevent import spawn_raw
+
+        super().__init__(*args, **options)
+        # How Celery starts its remote control, and nothing else.
+        self.spawn_n = partial(spawn_raw, _end_in_one_line)
 
     def on_apply(  # type: ignore[override]  # Celery passes the callbacks by name
         self,
@@ -53,3 +61,11 @@ class GreenPool(TaskPool):
 
         # Stock would call the target through a wrapper that makes a success of a killed task.
         return super().on_apply(target, apply_target=run)
+
+
+def _end_in_one_line(run: Callable[..., Any], *args: Any) -> None:
+    """Run it; gevent would print a traceback when it ends with its connection, as it does at each loss."""
+    try:
+        run(*args)
+    except Exception as error:  # noqa: BLE001 - it is started anew with the consumer's connection
+        log.warning("remote_control_lost error=%s", type(error).__name__)

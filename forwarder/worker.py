@@ -18,7 +18,7 @@ from forwarder.telemetry import logs
 log = logging.getLogger(__name__)
 
 #: Pool to the class that Celery makes it of.
-POOL_CLASSES = {"prefork": "prefork", "gevent": "forwarder.green_pool:GreenPool"}
+POOL_CLASSES = {"prefork": "forwarder.prefork_pool:PreforkPool", "gevent": "forwarder.green_pool:GreenPool"}
 
 
 def run(settings: Settings) -> int:
@@ -28,7 +28,7 @@ def run(settings: Settings) -> int:
     flight are done or handed back, or at once before it consumes. Raises PoolError
     when the patch does not fit the pool.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, _stop)  # until the drain installs its own
     pool.verify(settings.pool)
     logs.configure(settings.log_level)

@@ -60,7 +60,7 @@ class ForwarderConsumer(Consumer):
             try:
                 return handle(message)
             except KeyError as failure:  # kombu counts it among Redis's connection errors
-                return self._refuse(message, InvalidMessage("the message lacks a header of Celery's"), failure)
+                return self._refuse(message, InvalidMessage("the message lacks a header"), failure)
             except self.connection_errors:
                 raise
             except Reject:  # Celery gave the task up, and the store that is to know is away

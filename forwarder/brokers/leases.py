@@ -179,8 +179,8 @@ class LeaseBook:
             if not self._settle(delivery, how, death):
                 return  # the broker is still away
 
-    def hand_back(self, deliveries: Iterable[Delivery]) -> int:
-        """Hand back those that are in flight, in one go; return how many. Never raises.
+    def hand_back(self, deliveries: Iterable[Delivery]) -> None:
+        """Hand back those that are in flight, in one go. Never raises.
 
         One caller after the other: who closes the connection must not overtake
         who still gives back what came over it.
@@ -192,7 +192,8 @@ class LeaseBook:
                     self.leases.hand_back(mine)
                 except Exception as error:  # noqa: BLE001 - their leases end by themselves
                     log.warning("hand_back_failed number=%d error=%s", len(mine), type(error).__name__)
-        return len(mine)
+                else:
+                    log.info("handed_back number=%d", len(mine))
 
     def lose(self, delivery: Delivery) -> bool:
         """Strike out a delivery whose lease is gone; return whether its task is still running."""

@@ -7,10 +7,13 @@ it is a failure.
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -148,3 +151,49 @@ def producer(queue_name: str) -> Iterator[MakeProducer]:
             return made
 
         yield make
+
+
+class Receiver:
+    """Takes callbacks; while ``hold`` is set it answers none. ``env`` are a worker's settings for it."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.hold = threading.Event()
+        self.released = threading.Event()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.bodies.append(json.loads(raw))
+                if receiver.hold.is_set():
+                    receiver.released.wait(60.0)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in http.server
+                """Keep quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a worker that was killed
+        self.env = {
+            "FORWARDER_HOOKS": "callback",
+            "FORWARDER_CALLBACK_URL": f"http://127.0.0.1:{self.server.server_port}/done",
+            "FORWARDER_CALLBACK_ALLOW": "127.0.0.0/8",
+        }
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.released.set()
+        made.server.shutdown()
+        thread.join()
+        made.server.server_close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,7 @@ from forwarder.testing.producer import Producer
 from forwarder.testing.services import ModelServer, Valkey
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import MakeProducer, StartWorker
+    from tests.integration.conftest import MakeProducer, Receiver, StartWorker
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -71,6 +73,71 @@ def test_a_running_task_that_is_terminated_gives_everything_back(
     assert sender.send({"args": {"numbers": [1, 2]}}).get(timeout=20)["result"]["sum"] == 3
     assert running.stop() == 0
     assert "handed_back" not in running.log()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_running_task_that_is_terminated_says_so_to_its_sender_and_to_no_hook(
+    pool: str,
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
+    receiver: Receiver,
+) -> None:
+    running = worker(pool=pool, env=settings(valkey, model_server) | receiver.env)
+    running.wait_ready()
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    result = sender.send({"args": {"id": "revoked", "behaviour": SLOW}})
+    model_server.wait_in_flight(1)
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError, match="terminated"):
+        result.get(timeout=10)
+    assert wait_until(lambda: held(sender, valkey) == 0)
+    other = sender.send({"args": {"numbers": [1]}})
+    assert other.get(timeout=20)["result"]["sum"] == 1
+    assert wait_until(lambda: len(receiver.bodies) > 0)
+    assert [body["task_id"] for body in receiver.bodies] == [other.id]
+    assert model_server.stats()["by_id"]["revoked"] == 1
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_is_terminated_in_its_hooks_keeps_its_result(
+    pool: str,
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
+    receiver: Receiver,
+) -> None:
+    running = worker(pool=pool, env=settings(valkey, model_server) | receiver.env)
+    running.wait_ready()
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    receiver.hold.set()
+    result = sender.send({"args": {"numbers": [7]}})
+    assert wait_until(lambda: len(receiver.bodies) == 1, 20)
+    sender.app.control.revoke(result.id, terminate=True)
+    assert wait_until(lambda: held(sender, valkey) == 0)
+    receiver.released.set()
+    assert result.get(timeout=5)["result"]["sum"] == 7
+    other = sender.send({"args": {"numbers": [8]}})
+    assert other.get(timeout=20)["result"]["sum"] == 8
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_expires_while_it_runs_closes_its_connection_and_says_so(
+    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+) -> None:
+    worker(pool=pool, env=settings(valkey, model_server)).wait_ready()
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    result = sender.send({"args": {"behaviour": SLOW}}, expires=datetime.now(UTC) + timedelta(seconds=2))
+    model_server.wait_in_flight(1)
+    with pytest.raises(Exception, match="the task expired while it ran"):
+        result.get(timeout=10)
+    assert wait_until(lambda: model_server.stats()["in_flight"] == 0)
+    backend: Any = sender.app.backend
+    meta = json.loads(backend.get(backend.get_key_for_task(result.id)))
+    assert json.loads(meta["result"]["custom"])["code"] == "expired"
+    assert wait_until(lambda: held(sender, valkey) == 0)
 
 
 @pytest.mark.parametrize("pool", POOLS)

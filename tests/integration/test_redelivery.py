@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,56 +18,10 @@ from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import MakeProducer, StartWorker
+    from tests.integration.conftest import MakeProducer, Receiver, StartWorker
 
 POOLS = ["prefork", "gevent"]
 VISIBILITY_S = 3
-
-
-class Receiver:
-    """Takes callbacks; while ``hold`` is set it answers none."""
-
-    def __init__(self) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.hold = threading.Event()
-        self.released = threading.Event()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.bodies.append(json.loads(raw))
-                if receiver.hold.is_set():
-                    receiver.released.wait(60.0)
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name in http.server
-                """Keep quiet."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a worker that was killed
-        self.env = {
-            "FORWARDER_HOOKS": "callback",
-            "FORWARDER_CALLBACK_URL": f"http://127.0.0.1:{self.server.server_port}/done",
-            "FORWARDER_CALLBACK_ALLOW": "127.0.0.0/8",
-        }
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield made
-    finally:
-        made.released.set()
-        made.server.shutdown()
-        thread.join()
-        made.server.server_close()
 
 
 def wait_for(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -134,6 +86,35 @@ def test_a_worker_that_dies_after_the_commit_leaves_only_the_hooks_to_be_done(
     receiver.hold.clear()
     second = worker(pool=pool, env=env)
     second.wait_for_log(f"task_already_done task_id={result.id}", timeout_s=60.0)
+    wait_for(lambda: len(receiver.bodies) == 2)
+    assert receiver.bodies[0] == receiver.bodies[1]
+    assert model_server.stats()["requests"] == 1
+    assert result.get(timeout=5)["result"]["sum"] == 3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_stop_that_cuts_the_hooks_off_leaves_them_to_the_next_worker(
+    pool: str,
+    route: tuple[dict[str, str], Producer],
+    worker: StartWorker,
+    model_server: ModelServer,
+    receiver: Receiver,
+) -> None:
+    """Handed back uncounted, a message still tells that it was delivered before."""
+    settings, sender = route
+    env = settings | model_server.env | receiver.env
+    env |= {"FORWARDER_DRAIN_TIMEOUT_S": "2", "FORWARDER_MAX_DELIVERIES": "1"}
+    first = worker(pool=pool, env=env)
+    first.wait_ready()
+    receiver.hold.set()
+    result = sender.send(task())
+    assert result.get(timeout=30)["result"]["sum"] == 3
+    wait_for(lambda: len(receiver.bodies) == 1)
+    assert first.stop() == 0
+    assert "handed_back number=1" in first.log()
+    receiver.hold.clear()
+    second = worker(pool=pool, env=env)
+    second.wait_for_log(f"task_already_done task_id={result.id}")
     wait_for(lambda: len(receiver.bodies) == 2)
     assert receiver.bodies[0] == receiver.bodies[1]
     assert model_server.stats()["requests"] == 1

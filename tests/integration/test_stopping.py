@@ -85,7 +85,7 @@ def test_what_does_not_finish_in_time_goes_back_uncounted_and_is_done_by_the_nex
 
     assert code == 0
     assert 2 <= took_s < 2 + ENDING_S
-    assert "handed_back=2" in running.log()
+    assert "handed_back number=2" in running.log()
     assert wait_gone(children, timeout_s=2)
     assert wait_until(lambda: model_server.stats()["in_flight"] == 0, 3)
     assert queued(sender) == 2
@@ -124,21 +124,46 @@ def test_a_second_signal_or_sigquit_hands_back_at_once(
 
 
 @pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_finishes_in_time_is_stored_and_acked(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    number: int,
+    pool: str,
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
 ) -> None:
+    """Stock, SIGHUP restarts the process."""
     running = worker(pool=pool, env=settings(valkey, model_server))
     running.wait_ready()
     sender = producer(broker_url=valkey.url, backend=valkey.url)
     result = sender.send({"args": {"numbers": [3], "behaviour": {"sleep_s": 2}}})
     model_server.wait_in_flight(1)
-    code, took_s = stop(running, signal.SIGTERM)
+    code, took_s = stop(running, number)
     assert code == 0
     assert took_s < 2 + ENDING_S
     assert result.get(timeout=1)["result"]["sum"] == 3
     assert queued(sender) == 0
     worker(pool=pool, env=settings(valkey, model_server)).wait_ready()
     assert model_server.stats()["requests"] == 1
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_finishes_beside_many_that_do_not_is_acked_before_the_drain_is_over(
+    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+) -> None:
+    """Stock, prefork sleeps half a second at each child that runs before it reads the next."""
+    more = {"FORWARDER_CONCURRENCY": "12", "FORWARDER_DRAIN_TIMEOUT_S": "4"}
+    running = worker(pool=pool, env=settings(valkey, model_server, **more))
+    running.wait_ready()
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    for n in range(12):
+        sender.send({"args": {"behaviour": {"sleep_s": 2.5} if n % 2 else SLOW}})
+    model_server.wait_in_flight(12)
+    code, _ = stop(running, signal.SIGTERM)
+    assert code == 0
+    assert running.log().count("task_done") == 6
+    assert queued(sender) == 6
 
 
 @pytest.mark.parametrize("pool", POOLS)

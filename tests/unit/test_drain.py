@@ -49,15 +49,15 @@ class Book(LeaseBook):
             tag=message, queue="q", number=1, confirmed_s=0.0, message=SimpleNamespace(headers={})
         )
 
-    def hand_back(self, deliveries: Any) -> int:
+    def hand_back(self, deliveries: Any) -> None:
         if deliveries and not hasattr(self, "_inside"):
             self._inside = True
             try:
-                return super().hand_back(deliveries)
+                super().hand_back(deliveries)
             finally:
                 del self._inside
-        self.story.extend(f"handed back {delivery.tag}" for delivery in deliveries)
-        return 0
+        else:
+            self.story.extend(f"handed back {delivery.tag}" for delivery in deliveries)
 
     def wait_empty(self, timeout_s: float) -> bool:
         if len(self):
@@ -206,6 +206,7 @@ def test_closing_is_done_once(scene: Scene) -> None:
     [
         ([signal.SIGTERM], False),
         ([signal.SIGINT], False),
+        ([signal.SIGHUP], False),
         ([signal.SIGQUIT], True),
         ([signal.SIGTERM] * 2, True),
     ],
@@ -233,6 +234,28 @@ class Stub(DrainingWorker):
     def __init__(self, drain: Any) -> None:
         self.drain = drain
         self.pool = object()
+
+
+def test_the_drain_takes_over_every_signal_with_which_celery_stops_or_restarts(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: taken.append(number))
+    scene.drain.install(scene)
+    scene.drain.begin(at_once=True)  # ends the thread
+    assert set(taken) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+
+
+def test_what_runs_is_waited_for_where_celery_terminates(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    """It does so for want of file descriptors; stock, the tasks that have theirs are killed."""
+    stopped: list[Any] = []
+    monkeypatch.setattr(Worker, "stop", lambda self, **how: stopped.append(how["exitcode"]))
+    monkeypatch.setattr(Worker, "terminate", lambda self, **_: pytest.fail("at once"))
+    Stub(scene.drain).terminate()
+    assert stopped == [scene.drain.exit_code] == [1]
+    assert "at_once=False" in repr(scene.drain)
 
 
 def test_a_request_that_cannot_be_abandoned_does_not_stop_the_others(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import gevent
 import pytest
 from celery.concurrency.gevent import TaskPool
 from celery.exceptions import WorkerShutdown
+from celery.worker.pidbox import gPidbox
 
 from forwarder.green_pool import GreenPool
 
@@ -163,3 +165,21 @@ def test_stock_still_loses_what_this_pool_keeps(calls: Calls) -> None:
     pool.terminate_job(id(greenlet), 9)
     greenlet.join()
     assert calls.returned == [(False, None, None)]
+
+
+def test_a_remote_control_that_ends_with_its_connection_is_one_line_in_the_log(
+    pool: GreenPool, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loop(consumer: str) -> None:
+        raise ConnectionResetError(consumer)
+
+    pool.spawn_n(loop, "hunter2")
+    gevent.sleep(0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "remote_control_lost error=ConnectionResetError"
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_celery_starts_its_remote_control_through_spawn_n_alone() -> None:
+    assert "c.pool.spawn_n(self.loop, c)" in inspect.getsource(gPidbox.start)

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "compat": ("settings",),
     "forwarding": (),
     "green_pool": (),
+    "prefork_pool": (),
     "drain": ("brokers.leases",),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
     "app": ("__init__", "pool", "settings", "forwarding", *ADAPTERS),
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 READS_ENVIRONMENT = ("__main__", "cli", "cli.demo", "compat", "demo", "pool", "settings", "testing")
 #: Loaded by no worker process as long as its settings don't ask for them.
-ON_DEMAND = {"boto3", "botocore", "ddtrace", "flask", "gevent", "moto", "pycurl", "rich"}
+ON_DEMAND = {"boto3", "botocore", "ddtrace", "flask", "gevent", "moto", "rich"}
 LOADED_ONLY_ON_DEMAND = ("cli.demo", "demo", "testing")
 NETWORK_PARTS_OF_THE_STANDARD_LIBRARY = {"asyncio", "http.client", "socket", "ssl", "urllib.request"}
 
