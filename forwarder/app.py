@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
+from forwarder.brokers import compression
 from forwarder.brokers.config import SPARE_CONNECTIONS, SQS_WAIT_S, broker_config, consuming_config
 from forwarder.brokers.leases import LeaseBook, Leases
 from forwarder.cloud.objects import S3ObjectStore
@@ -79,6 +80,7 @@ class Composition:
         """Return the worker's Celery app with the task under each of its names."""
         app = client_app(self._settings, s3=self.s3)
         app.conf.update(consuming_config(self._settings, self.book))
+        compression.bound(self._settings.message_bytes_max)
         for name in TASK_NAMES:
             app.register_task(
                 ForwardTask(name=name, parts=self.parts.get, track_started=self._settings.track_started)

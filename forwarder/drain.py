@@ -94,6 +94,7 @@ class Drain:
         self._at_once = False
         self._consuming = True
         self._ending = threading.Lock()
+        self._ended = False
 
     def __repr__(self) -> str:
         return f"<Drain begun={self._begun} at_once={self._at_once} timeout_s={self._timeout_s:g}>"
@@ -120,10 +121,12 @@ class Drain:
         self._consuming = False
 
     def end(self, worker: StoppingWorker) -> None:
-        """Hand back what is left, then flush hooks and leases, unless another thread does or did."""
-        if self._ending.acquire(blocking=False):
-            self._hand_back(worker)
-            self._close()
+        """Hand back what is left, then flush hooks and leases; once. A second caller waits for the first."""
+        with self._ending:
+            if not self._ended:
+                self._ended = True
+                self._hand_back(worker)
+                self._close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A child of the pool inherits this, and gets what is sent to the process group.
@@ -221,6 +224,18 @@ class DrainingWorker(Worker):
             request.abandon(self.pool)
         except Exception as error:  # noqa: BLE001 - the others are to be handed back all the same
             log.error("abandon_failed task_id=%s error=%s", delivery.task_id, type(error).__name__)
+
+    # Celery gives a slot to a request here, and keeps the slot when that fails.
+    def _process_task(self, req: Any) -> None:
+        """Give the request to the pool; one that can't be begun goes back, counted, and frees its slot."""
+        try:
+            super()._process_task(req)  # type: ignore[misc]  # the stubs lack it
+        except Exception as error:  # noqa: BLE001 - one message must not cost a slot
+            log.error("task_not_begun task_id=%s error=%s", req.id, type(error).__name__)
+            req.reject(requeue=True)
+            release = getattr(self, "_quick_release", None)  # prefork's count of slots
+            if release is not None:
+                release()
 
     def stop(self, in_sighandler: bool = False, exitcode: Any = None) -> None:
         """Stop as after SIGTERM; Celery also stops on a remote command and for what it can't handle."""

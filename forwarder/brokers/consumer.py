@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from celery.exceptions import Reject
 from celery.worker.consumer import Consumer
 from vine import promise
 
+from forwarder.brokers.background import in_background
 from forwarder.brokers.leases import ID_CHARS_MAX, Death, Delivery, LeaseBook, Settlement
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 
@@ -36,6 +38,9 @@ class ForwarderConsumer(Consumer):
     connection_errors: tuple[type[Exception], ...]
     strategies: dict[str, Any]
     pool: Any
+    #: Overridden by tests only; Celery makes the consumer, so they can't be passed in.
+    in_background: Callable[[Callable[[], None]], None] = staticmethod(in_background)
+    sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     def __init__(self, on_task_request: Callable[[Any], Any], *, app: Any, **kwargs: Any) -> None:
         self._book: LeaseBook = app.conf.forwarder_book
@@ -54,10 +59,10 @@ class ForwarderConsumer(Consumer):
             message.delivery = delivery
             # By our own count: not every broker marks it, and a producer can write it.
             message.delivery_info["redelivered"] = delivery.redelivered or delivery.number > 1
-            error = self._refusal(delivery)
-            if error is not None:
-                return self._refuse(message, error, None)
             try:
+                error = self._refusal(delivery)
+                if error is not None:
+                    return self._refuse(message, error, None)
                 return handle(message)
             except KeyError as failure:  # kombu counts it among Redis's connection errors
                 return self._refuse(message, InvalidMessage("the message lacks a header"), failure)
@@ -84,7 +89,7 @@ class ForwarderConsumer(Consumer):
         """
         message = delivery.message
         # Redis keeps a body over the limit to itself, and tells its size.
-        size = (message.properties or {}).get("item_bytes") or len(message.body or b"")
+        size = (message.properties or {}).get("item_bytes") or _body_bytes(message)
         if size > self._message_bytes_max:
             return InvalidMessage(
                 f"the message of {size} bytes passes the limit of {self._message_bytes_max}"
@@ -124,10 +129,10 @@ class ForwarderConsumer(Consumer):
     def on_close(self) -> None:
         """Hand back what no slot has begun: Celery forgets it when the connection or the worker ends."""
         waiting = [delivery for delivery in self._book.held() if not _has_begun(delivery)]
+        super().on_close()  # first: it ends the timers of requests that it still knows
         for delivery in waiting:
             self.cancel(delivery)
         self._book.hand_back(waiting)
-        super().on_close()
 
     def shutdown(self) -> None:
         """Hand back what is still held before the connection closes, with which RabbitMQ's leases end."""
@@ -143,31 +148,22 @@ class ForwarderConsumer(Consumer):
             delivery.request.abandon(self.pool)
 
     def _refuse(self, message: Any, error: ForwarderError, cause: Exception | None) -> None:
+        if not hasattr(message, "delivery"):  # kombu could not unpack it, and tells before it hands it over
+            message.delivery = self._book.open(message)
         delivery: Delivery | None = message.delivery
         if delivery is None:
             return  # it is settled
         log.warning(
             "message_refused code=%s task_id=%s error=%s body_bytes=%d",
-            error.code, delivery.task_id, type(cause).__name__ if cause else None, len(message.body or b""),
+            error.code, delivery.task_id, type(cause).__name__ if cause else None, _body_bytes(message),
         )  # fmt: skip
-        self._put_aside(delivery, error)
+        # Not in Celery's loop: a result store that is frozen would stop it.
+        self.in_background(lambda: self._put_aside(delivery, error))
 
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> None:
-        """Store the failure, unless there is an outcome, then move the message.
-
-        While the store is away the lease is kept.
-        """
-        if delivery.task_id is not None:
-            try:
-                backend: Any = self.app.backend
-                if backend.find(delivery.task_id) is None:
-                    backend.store_result(delivery.task_id, error, states.FAILURE)
-            except Exception as failure:  # noqa: BLE001 - whatever it was, a later try may do
-                log.warning(
-                    "result_store_failed task_id=%s error=%s", delivery.task_id, type(failure).__name__
-                )
-                self.timer.call_after(REFUSAL_RETRY_S, self._put_aside, (delivery, error))
-                return
+        """Store the failure, then move the message; its lease is kept meanwhile. Blocks."""
+        while delivery in self._book and not self._is_stored(delivery, error):
+            self.sleep(REFUSAL_RETRY_S)
         death = Death(
             code=error.code,
             error=str(error),
@@ -176,6 +172,23 @@ class ForwarderConsumer(Consumer):
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._book.settle(delivery, Settlement.PUT_ASIDE, death)
+
+    def _is_stored(self, delivery: Delivery, error: ForwarderError) -> bool:
+        """Store the failure, unless there is an outcome; return False when the store is away."""
+        if delivery.task_id is None:
+            return True
+        try:
+            backend: Any = self.app.backend
+            if backend.find(delivery.task_id) is None:
+                backend.store_result(delivery.task_id, error, states.FAILURE)
+        except Exception as failure:  # noqa: BLE001 - whatever it was, a later try may do
+            log.warning("result_store_failed task_id=%s error=%s", delivery.task_id, type(failure).__name__)
+            return False
+        return True
+
+
+def _body_bytes(message: Any) -> int:
+    return len(message.body) if isinstance(message.body, (bytes, str)) else 0
 
 
 def _has_begun(delivery: Delivery) -> bool:

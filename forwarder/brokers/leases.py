@@ -93,7 +93,10 @@ class Leases(Protocol):
         """Put the message back where it is taken next; its delivery counts."""
 
     def hand_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Put the messages back where they are taken next; these deliveries don't count."""
+        """Put the messages back where they are taken next; these deliveries don't count.
+
+        When it raises it is called again with all of them, and goes on with the rest.
+        """
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         """Move the message to the dead letters of its queue."""
@@ -148,6 +151,10 @@ class LeaseBook:
         with self._changed:
             return list(self._held.values())
 
+    def __contains__(self, delivery: Delivery) -> bool:
+        """Return whether a delivery is in flight."""
+        return id(delivery) in self._held
+
     def __len__(self) -> int:
         """Return the number of deliveries in flight."""
         return len(self._held)
@@ -190,8 +197,9 @@ class LeaseBook:
             if mine:
                 try:
                     self.leases.hand_back(mine)
-                except Exception as error:  # noqa: BLE001 - their leases end by themselves
+                except Exception as error:  # noqa: BLE001 - whatever it was, they must not be forgotten
                     log.warning("hand_back_failed number=%d error=%s", len(mine), type(error).__name__)
+                    self._owe((delivery, Settlement.HAND_BACK, None) for delivery in mine)
                 else:
                     log.info("handed_back number=%d", len(mine))
 
@@ -226,13 +234,16 @@ class LeaseBook:
             log.warning(
                 "settle_failed task_id=%s how=%s error=%s", delivery.task_id, how.value, type(error).__name__
             )
-            with self._changed:
-                self._owed[id(delivery)] = (delivery, how, death)
+            self._owe([(delivery, how, death)])
             return False
         if not ours:
             log.warning("lease_lost task_id=%s at=%s", delivery.task_id, how.value)
         delivery.message.delivery = None  # the two refer to each other, and one holds the body
         return True
+
+    def _owe(self, debts: Iterable[tuple[Delivery, Settlement, Death | None]]) -> None:
+        with self._changed:
+            self._owed.update((id(debt[0]), debt) for debt in debts)
 
     def _apply(self, delivery: Delivery, how: Settlement, death: Death | None) -> bool:
         leases = self.leases

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from forwarder.brokers.background import in_background
 from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
 from forwarder.forwarding.errors import DeadLettered, ForwarderError
 
@@ -35,18 +35,21 @@ EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 REVOKED_RETRY_S = 5.0
 
 
-def _in_background(work: Callable[[], None]) -> None:
-    """Run it in a thread, under gevent's patch a greenlet, that does not keep the process alive."""
-    threading.Thread(target=work, name="store-revoked", daemon=True).start()
-
-
-def _check_body(args: Any, kwargs: Any, payload: Any) -> None:
-    """Raise InvalidTaskError for a body that breaks Celery's tracer, which then acks without a result."""
+def _check(request: Request) -> None:
+    """Raise InvalidTaskError for what breaks Celery later, where it acks or loses a slot."""
+    args, kwargs, payload = request.args, request.kwargs, request.message.payload
     embed = payload[2] if isinstance(payload, (list, tuple)) and len(payload) == 3 else None
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise InvalidTaskError("the body's arguments are not a list and an object")
     if embed is not None and not (isinstance(embed, dict) and EMBEDDED.issuperset(embed)):
         raise InvalidTaskError("the body's third part has what Celery's protocol has not")
+    stamped, stamps = (request.request_dict.get(name) for name in ("stamped_headers", "stamps"))
+    if not isinstance(stamped or [], list) or not isinstance(stamps or {}, dict):
+        raise InvalidTaskError("the stamps are not a list and an object")
+    try:
+        request.eta and request.eta.astimezone(UTC).timestamp()
+    except (OverflowError, ValueError):
+        raise InvalidTaskError("the ETA is no moment that can be waited for") from None
 
 
 class ForwardRequest(Request):
@@ -62,14 +65,14 @@ class ForwardRequest(Request):
     """
 
     #: Overridden by tests only; Celery makes requests, so they can't be passed in.
-    in_background: Callable[[Callable[[], None]], None] = staticmethod(_in_background)
+    in_background: Callable[[Callable[[], None]], None] = staticmethod(in_background)
     sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
         self.time_limits = (None, None)
         self._abandoned_to: Any = None
-        _check_body(self.args, self.kwargs, self.message.payload)
+        _check(self)
         conf: Any = self.task.app.conf
         self._book: LeaseBook = conf.forwarder_book
         self._delivery: Delivery = message.delivery
@@ -144,8 +147,8 @@ class ForwardRequest(Request):
         For a message that is somebody else's from now on. Safe from any thread; does
         nothing the second time.
         """
-        if self._abandoned_to is not None:
-            return
+        if self.acknowledged:
+            return  # it ended meanwhile, and its slot may run another
         self.acknowledged = True
         # Celery would take the copy's end for a revoke, store REVOKED and ack.
         self._already_cancelled = True

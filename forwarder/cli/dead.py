@@ -146,12 +146,15 @@ def letter_json(opened: OpenedLetter, *, payload: bool) -> str:
 
 
 def forget_failure(settings: Settings) -> Callable[[DeadLetter], None]:
-    """Return what makes a letter's task PENDING again, where it was a failure that it ended with."""
+    """Return what makes a letter's task PENDING again, where it is this letter that it failed with.
+
+    Another failure is the outcome of another message with the same id, and stays.
+    """
     backend: Any = tasks.impatient_app(settings).backend
     read = tasks.reader(settings)
 
     def forget(letter: DeadLetter) -> None:
-        if letter.task_id is not None and tasks.state_of(read(letter.task_id)) == "FAILURE":
+        if letter.task_id is not None and tasks.error_code(read(letter.task_id)) == letter.code:
             with tasks.reaching("the result store"):
                 backend.forget(letter.task_id)
 

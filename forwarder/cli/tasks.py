@@ -131,6 +131,16 @@ def state_of(meta: Mapping[str, Any] | None) -> str:
     return "PENDING" if meta is None else str(meta["status"])
 
 
+def error_code(meta: Mapping[str, Any] | None) -> str | None:
+    """Return the code of a failed task, None for any other."""
+    if meta is None or state_of(meta) != "FAILURE":
+        return None
+    try:
+        return str(json.loads(result_text(meta))["code"])
+    except (ValueError, TypeError, KeyError):  # a stock worker's
+        return None
+
+
 def exit_code(meta: Mapping[str, Any] | None) -> int:
     """Return 0 for a task that succeeded, 1 for one that failed or has not ended."""
     return OK if state_of(meta) == _SUCCESS else FAILED

@@ -15,7 +15,14 @@ from forwarder.forwarding.commit import find_committed
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, as_forwarder_error
 from forwarder.forwarding.forwarder import Forwarder, GoBack
 from forwarder.forwarding.ports import Commits, Completion, Metrics
-from forwarder.forwarding.task_call import dead_after, is_ours, is_redelivered, payload_of, task_call
+from forwarder.forwarding.task_call import (
+    dead_after,
+    is_ours,
+    is_redelivered,
+    payload_of,
+    retries_of,
+    task_call,
+)
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +154,7 @@ class ForwardTask(Task[..., Any]):
             parts.metrics.observe("forwarder_task_seconds", total_s, queue=queue)
         log.info(
             "task_done task_id=%s queue=%s outcome=%s retries=%d total_s=%s",
-            completion.task_id, queue, outcome, self.request.retries or 0,
+            completion.task_id, queue, outcome, retries_of(self.request),
             "unknown" if total_s is None else f"{total_s:.3f}",
         )  # fmt: skip
         parts.hooks.run(completion)
@@ -182,7 +189,7 @@ class ForwardTask(Task[..., Any]):
         headers = {name: value for name, value in (request.headers or {}).items() if not is_ours(name)}
         return self.signature_from_request(
             request,
-            retries=(request.retries or 0) + 1,
+            retries=retries_of(request) + 1,
             queue=queue,
             headers=headers,
             priority=(request.delivery_info or {}).get("priority"),

@@ -36,9 +36,15 @@ def task_call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         task_id=request.id,
         payload=payload_of(args, kwargs),
         expires=request.expires,
-        retries=request.retries or 0,
+        retries=retries_of(request),
         headers=_trace_headers(request),
     )
+
+
+def retries_of(request: Any) -> int:
+    """Return how often the task went back to the queue before; 0 for whatever is not a count."""
+    retries = request.retries
+    return retries if isinstance(retries, int) and retries > 0 else 0
 
 
 def payload_of(args: Any, kwargs: Mapping[str, Any]) -> Any:

@@ -134,9 +134,10 @@ def _stored(meta: Any) -> Stored | None:
 
 def _error_object(result: Any) -> dict[str, str]:
     """Return the error object of a stored failure; a stock worker's has none."""
+    stranger = InternalError("failed in another worker").to_dict()
     if isinstance(result, dict) and isinstance(result.get("custom"), str):
-        return dict(json.loads(result["custom"]))
-    return InternalError("failed in another worker").to_dict()
+        return stranger | dict(json.loads(result["custom"]))
+    return stranger
 
 
 # Celery makes the task's failure of an EncodeError that comes out of the store;

@@ -287,3 +287,26 @@ def test_celerys_worker_has_the_methods_that_the_drain_hooks_into() -> None:
     assert "self.install_platform_tweaks(self)" in inspect.getsource(Worker.on_start)
     assert "self.stop(exitcode=exc.code)" in inspect.getsource(WorkController.start)
     assert "self.terminate()" in inspect.getsource(WorkController.start)
+
+
+@pytest.mark.parametrize("counts_slots", [True, False])
+def test_a_request_that_celery_can_not_begin_goes_back_counted_and_frees_its_slot(counts_slots: bool) -> None:
+    rejected: list[bool] = []
+    released: list[str] = []
+
+    class Request:
+        id = "a"
+
+        def execute_using_pool(self, pool: Any) -> None:
+            raise TypeError
+
+        def reject(self, *, requeue: bool) -> None:
+            rejected.append(requeue)
+
+    worker: Any = object.__new__(DrainingWorker)
+    worker.pool = None
+    if counts_slots:
+        worker._quick_release = lambda: released.append("slot")
+    worker._process_task(Request())
+    assert rejected == [True]
+    assert released == ["slot"] * counts_slots

@@ -140,11 +140,12 @@ class AmqpLeases:
         if self._stopping():
             self._stop_consuming(deliveries)
         for delivery in deliveries:
-            receipt: Receipt = delivery.receipt
-            if receipt.is_valid:
+            receipt: Receipt | None = delivery.receipt
+            if receipt is not None and receipt.is_valid:
                 headers = {**receipt.headers, DELIVERIES_HEADER: delivery.number - 1}
                 self._copies.publish(delivery.queue, receipt.raw, headers=headers)
                 self.ack(delivery)
+                delivery.receipt = None  # not a second copy, when the rest has to be tried again
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         """Publish the message to the dead letters, which are made if need be, then remove it."""
@@ -165,7 +166,7 @@ class AmqpLeases:
         now_s = self._monotonic()
         lost = []
         for delivery in deliveries:
-            if delivery.receipt.is_valid:
+            if delivery.receipt is None or delivery.receipt.is_valid:  # None: handed back
                 delivery.confirmed_s = now_s
             else:
                 lost.append(delivery)

@@ -149,8 +149,9 @@ class SqsLeases:
         and counts. Blocks for a call per ten messages, two where copies are refused.
         """
         self.changed.set()
-        live = [each for each in deliveries if self._is_live(each)]
-        if ended := len(deliveries) - len(live):
+        mine = [each for each in deliveries if each.receipt is not None]
+        live = [each for each in mine if self._is_live(each)]
+        if ended := len(mine) - len(live):
             log.warning("lease_lost number=%d at=hand_back", ended)
         for batch in sendable(live):
             url = self._calls.queue_url
@@ -165,6 +166,7 @@ class SqsLeases:
             for number, delivery in enumerate(batch):
                 if number not in failed:
                     self._deletes.add(delivery)
+                    delivery.receipt = None  # not a second copy, when the rest has to be tried again
             self._calls.set_visibility([batch[number] for number in failed], 0)
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:

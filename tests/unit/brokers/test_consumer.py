@@ -73,14 +73,6 @@ class Backend:
         self.stored.append((task_id, error.code))
 
 
-class Timer:
-    def __init__(self) -> None:
-        self.entries: list[tuple[float, Any, tuple[Any, ...]]] = []
-
-    def call_after(self, wait_s: float, call: Any, args: tuple[Any, ...]) -> None:
-        self.entries.append((wait_s, call, args))
-
-
 class Request:
     def __init__(self, *, begun: bool) -> None:
         self.time_start = 1.0 if begun else None
@@ -96,7 +88,6 @@ class Scene:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.broker = Broker()
         self.backend = Backend()
-        self.timer = Timer()
         self.handled: list[Any] = []
         self.super_calls: list[str] = []
         self.handle: Any = self.handled.append
@@ -108,7 +99,7 @@ class Scene:
         consumer._max_deliveries = MAX_DELIVERIES
         consumer._message_bytes_max = BYTES_MAX
         consumer.app = SimpleNamespace(backend=self.backend)  # type: ignore[assignment]
-        consumer.timer = self.timer  # type: ignore[misc]
+        consumer.in_background = lambda work: work()
         consumer.pool = None
         consumer.connection_errors = (ConnectionResetError,)
         self.consumer = consumer
@@ -253,17 +244,45 @@ def test_an_unknown_task_is_put_aside_under_its_own_code(scene: Scene) -> None:
 
 
 def test_while_the_store_is_away_a_refused_message_keeps_its_lease(scene: Scene) -> None:
+    waits: list[float] = []
+
+    def sleep(wait_s: float) -> None:
+        waits.append(wait_s)
+        assert scene.broker.dead == []
+        assert len(scene.book) == 1
+        scene.backend.down = len(waits) < 3
+
+    scene.consumer.sleep = sleep
     scene.backend.down = True
-    message = scene.receive(b"x" * (BYTES_MAX + 1))
-    assert scene.broker.dead == []
-    assert scene.book.held() == [message.delivery]
-    ((wait_s, call, args),) = scene.timer.entries
-    assert wait_s == REFUSAL_RETRY_S
-    scene.backend.down = False
-    call(*args)
+    scene.receive(b"x" * (BYTES_MAX + 1))
+    assert waits == [REFUSAL_RETRY_S] * 3
     assert scene.backend.stored == [("a", "invalid_message")]
     assert len(scene.broker.dead) == 1
     assert len(scene.book) == 0
+
+
+def test_a_refused_message_that_is_handed_back_meanwhile_is_left_alone(scene: Scene) -> None:
+    scene.consumer.sleep = lambda _: scene.book.hand_back(scene.book.held())
+    scene.backend.down = True
+    scene.receive(b"x" * (BYTES_MAX + 1))
+    assert len(scene.broker.handed_back) == 1
+    assert scene.broker.dead == []
+
+
+def test_a_body_that_kombu_could_not_unpack_is_refused_before_it_was_handed_over(scene: Scene) -> None:
+    message = SimpleNamespace(body=b"", properties={}, headers={"id": "a"}, delivery_info={})
+    scene.consumer.on_decode_error(message, ValueError("secret"))
+    assert scene.backend.stored == [("a", "invalid_message")]
+    assert len(scene.broker.dead) == 1
+
+
+@pytest.mark.parametrize(
+    "odd", [{"body": 5}, {"body": None}, {"properties": {"item_bytes": "abc"}}, {"headers": 5}]
+)
+def test_no_shape_of_a_message_ends_the_worker(scene: Scene, odd: dict[str, Any]) -> None:
+    shape: dict[str, Any] = {"body": b"{}", "properties": {}, "headers": {"id": "a"}, "delivery_info": {}}
+    scene.consumer.create_task_handler()(SimpleNamespace(**(shape | odd)))
+    assert len(scene.handled) + len(scene.broker.dead) == 1
 
 
 def test_closing_hands_back_only_what_no_slot_has_begun(scene: Scene) -> None:

@@ -128,10 +128,15 @@ def test_only_what_is_in_flight_is_handed_back(book: LeaseBook, broker: Broker) 
     assert len(book) == 0
 
 
-def test_handing_back_to_a_broker_that_is_away_raises_nothing(book: LeaseBook, broker: Broker) -> None:
+def test_what_can_not_be_handed_back_is_owed_and_keeps_its_lease(book: LeaseBook, broker: Broker) -> None:
+    delivery = book.open(message())
     broker.away = True
-    book.hand_back([book.open(message())])
+    book.hand_back([delivery])
     assert len(book) == 0
+    assert book.leased() == [delivery]
+    broker.away = False
+    book.settle_owed()
+    assert broker.settled == [("hand_back", "1")]
 
 
 def test_waiting_for_an_empty_book_ends_with_the_last_settlement(book: LeaseBook) -> None:

@@ -14,7 +14,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import Celery
-from celery.exceptions import Ignore, Reject, TaskRevokedError
+from celery.exceptions import Ignore, InvalidTaskError, Reject, TaskRevokedError
 from celery.worker import state
 from celery.worker.request import Request, create_request_cls  # type: ignore[attr-defined]  # the stubs lack it
 from kombu.message import Message
@@ -413,3 +413,21 @@ def test_the_private_parts_of_celerys_request_are_as_this_one_needs_them() -> No
     )
     assert "self._terminate_on_ack is not None" in inspect.getsource(Request.on_accepted)
     assert "if self.revoked():" in inspect.getsource(create_request_cls)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"stamped_headers": 5}, {"stamped_headers": ["a"], "stamps": 5}, {"eta": "0001-01-01T00:00:00+14:00"}],
+)
+def test_headers_that_would_cost_a_slot_or_be_logged_are_refused_at_once(headers: dict[str, Any]) -> None:
+    with pytest.raises(InvalidTaskError):
+        Scene(headers=headers)
+
+
+def test_a_task_that_has_ended_is_not_abandoned_any_more() -> None:
+    """Its slot may run another task by now."""
+    scene = Scene()
+    scene.accept()
+    scene.request.on_success((0, None, 0.1))
+    scene.request.abandon(scene.pool)
+    assert scene.pool.killed == []

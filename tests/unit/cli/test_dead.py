@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ from forwarder.brokers.dead_letters import (
     with_death,
 )
 from forwarder.brokers.leases import Death
-from forwarder.cli import dead
+from forwarder.cli import dead, tasks
+from forwarder.settings import Settings
 
 Run = Callable[..., Result]
 
@@ -181,3 +183,24 @@ def test_a_queue_that_is_gone_is_told(run: Run, letters: Letters) -> None:
     assert str(result.exception) == "the queue q does not exist any more"
     assert len(letters.held) == 3
     assert letters.closed
+
+
+@pytest.mark.parametrize(
+    ("stored", "forgotten"),
+    [
+        (None, False),
+        ({"status": "SUCCESS", "result": 1}, False),
+        ({"status": "FAILURE", "result": {"custom": '{"code": "dead_lettered"}'}}, True),
+        ({"status": "FAILURE", "result": {"custom": '{"code": "inference_timeout"}'}}, False),
+        ({"status": "FAILURE", "result": {"exc_type": "KeyError"}}, False),
+    ],
+)
+def test_only_the_failure_that_put_the_letter_aside_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, stored: Any, forgotten: bool
+) -> None:
+    gone: list[str] = []
+    app = SimpleNamespace(backend=SimpleNamespace(forget=gone.append))
+    monkeypatch.setattr(tasks, "impatient_app", lambda _: app)
+    monkeypatch.setattr(tasks, "reader", lambda _: lambda _: stored)
+    dead.forget_failure(Settings())(letter("t1")[0])
+    assert gone == ["t1"] * forgotten

@@ -132,9 +132,15 @@ def test_the_failure_of_a_stock_worker_is_an_internal_error(backend: MemoryBacke
     assert "hunter2" not in json.dumps(found.response)
 
 
-@pytest.mark.parametrize(
-    "value", ["not json", "[]", "{}", '{"status": "FAILURE", "result": {"custom": "{}"}}']
-)
+@pytest.mark.parametrize("custom", ['"{}"', '"{\\"error\\": \\"x\\"}"', "null"])
+def test_a_strangers_failure_is_an_outcome_whatever_it_holds(backend: MemoryBackend, custom: str) -> None:
+    backend.held["celery-task-meta-t1"] = f'{{"status": "FAILURE", "result": {{"custom": {custom}}}}}'
+    stored = backend.find("t1")
+    assert stored is not None
+    assert stored.code == "internal"
+
+
+@pytest.mark.parametrize("value", ["not json", "[]", "{}"])
 def test_what_nobody_can_read_is_no_outcome(backend: MemoryBackend, value: str) -> None:
     backend.held["celery-task-meta-t1"] = value
     assert backend.find("t1") is None
