@@ -37,7 +37,7 @@ class LeaseKeeper(threading.Thread):
         self._cancel = cancel
         self._in_round = threading.Lock()
         self._stopped = threading.Event()
-        self._failing: str | None = None
+        self._failing: tuple[str, str] | None = None
 
     def start(self) -> None:
         """Start the thread; from now on a fork waits until no round is under way.
@@ -61,14 +61,16 @@ class LeaseKeeper(threading.Thread):
 
     def round(self) -> None:
         """Renew, cancel what is lost, settle what is owed, take over. Blocks; never raises."""
+        step = "lease_renewal"
         try:
             leases = self._book.leases
             for delivery in leases.renew(self._book.leased()):
                 self._lose(delivery)
             self._book.settle_owed()
+            step = "take_over"
             taken = leases.take_over()
         except Exception as error:  # noqa: BLE001 - the next round tries again
-            self._note(type(error).__name__)
+            self._note(step, type(error).__name__)
             return
         self._note(None)
         if taken:
@@ -83,10 +85,10 @@ class LeaseKeeper(threading.Thread):
         except Exception as error:  # noqa: BLE001 - the others are to be cancelled all the same
             log.error("cancel_failed task_id=%s error=%s", delivery.task_id, type(error).__name__)
 
-    def _note(self, failing: str | None) -> None:
-        """Log when the broker goes and when it comes back, not at every round between."""
-        if failing and failing != self._failing:
-            log.warning("lease_renewal_failing error=%s", failing)
+    def _note(self, failing: str | None, error: str = "") -> None:
+        """Log when a step begins to fail, or to fail otherwise, and when a whole round succeeds again."""
+        if failing and (failing, error) != self._failing:
+            log.warning("%s_failing error=%s", failing, error)
         elif self._failing and not failing:
-            log.info("lease_renewal_recovered")
-        self._failing = failing
+            log.info("%s_recovered", self._failing[0])
+        self._failing = (failing, error) if failing else None

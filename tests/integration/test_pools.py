@@ -177,10 +177,13 @@ def test_a_worker_that_still_waits_stops_at_once(
     assert running.stop() == 0
 
 
-def test_one_process_keeps_one_result_backend_and_never_reads_before_it_writes(
+def test_one_process_keeps_one_result_backend_and_reads_once_a_task(
     worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
 ) -> None:
-    """Stock Celery under gevent opens a result connection per task, and reads before each write."""
+    """Stock Celery under gevent opens a result connection per task, and reads before each write.
+
+    Here a task reads once, before the call, and never before it writes.
+    """
     env = redis_env(valkey, model_server) | {"FORWARDER_CONCURRENCY": "10"}
     running = worker(pool="gevent", env=env)
     running.wait_ready()
@@ -198,7 +201,7 @@ def test_one_process_keeps_one_result_backend_and_never_reads_before_it_writes(
     while calls("setex") < writes + 200 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert calls("setex") - writes == 200
-    assert calls("get") - reads < 20  # a few are the locks of kombu's sweeps
+    assert calls("get") - reads == 200
     assert client.info("stats")["total_connections_received"] - connections < 60
     assert [result.get(timeout=10)["result"]["sum"] for result in results] == list(range(200))
 

@@ -378,6 +378,58 @@ def test_after_a_freeze_of_the_server_owners_renew_before_anybody_takes_over(
         owner.book.settle(owner.got[0], Settlement.ACK)
 
 
+def test_what_a_dead_worker_with_many_tasks_left_comes_back_in_one_round(
+    peer: MakePeer, server: redis.Redis, queue_name: str
+) -> None:
+    other, dead = peer(), peer(slots=350)
+    server.lpush(queue_name, *(envelope(queue_name, str(n)) for n in range(350)))
+    dead.drain(350)
+    dead.vanish()
+    for _ in range(5):  # in contact, so that it need not wait for others
+        other.leases.renew([])
+        time.sleep(VISIBILITY_S / 4)
+    assert other.leases.take_over() == 350
+    assert server.llen(queue_name) == 350
+    me = peer(slots=1)
+    (first,) = me.drain(1)
+    assert int(first.task_id or 350) < 20, "one of the oldest: those of one take have one deadline"
+
+
+def test_leases_are_renewed_on_a_server_without_memory(peer: MakePeer, queue_name: str) -> None:
+    with Valkey() as own, redis.Redis.from_url(own.url) as server:
+        owner, other = peer(own), peer(own)
+        server.lpush(queue_name, envelope(queue_name, "a"))
+        owner.drain(1)
+        server.config_set("maxmemory", 1)
+        end = time.monotonic() + 1.5 * VISIBILITY_S
+        while time.monotonic() < end:
+            assert owner.keep() == []
+            other.keep()
+            time.sleep(0.3)
+        owner.book.settle(owner.got[0], Settlement.ACK)
+        assert own_keys(server, queue_name) == {}
+
+
+def test_after_a_server_refused_all_writes_owners_renew_before_anybody_takes_over(
+    peer: MakePeer, queue_name: str
+) -> None:
+    with Valkey() as own, redis.Redis.from_url(own.url) as server:
+        owner, other = peer(own), peer(own)
+        server.lpush(queue_name, envelope(queue_name, "a"))
+        owner.drain(1)
+        server.config_set("min-replicas-to-write", 1)
+        end = time.monotonic() + VISIBILITY_S + 0.5
+        while time.monotonic() < end:
+            with suppress(redis.ResponseError):
+                other.keep()
+            time.sleep(0.3)
+        server.config_set("min-replicas-to-write", 0)
+        other.keep()  # the first to come back
+        assert owner.keep() == []
+        owner.book.settle(owner.got[0], Settlement.ACK)
+        assert own_keys(server, queue_name) == {}
+
+
 def test_a_server_that_forgot_everything_is_told_again_what_runs(peer: MakePeer, queue_name: str) -> None:
     with Valkey() as own:
         me, other = peer(own), peer(own)
@@ -552,6 +604,24 @@ def test_dead_letters_are_envelopes_with_their_reason_and_start_anew(
     assert DEATH_HEADER not in again[0].message.headers
     assert len(dead.purge(None)) == 26
     assert dead.list(10) == []
+
+
+def test_a_dead_letter_that_can_not_be_requeued_stays_where_it_is(
+    peer: MakePeer, server: redis.Redis, queue_name: str
+) -> None:
+    me = peer()
+    server.lpush(queue_name, envelope(queue_name, "a"))
+    (delivery,) = me.drain(1)
+    me.book.settle(delivery, Settlement.PUT_ASIDE, death(delivery))
+    me.channel.close()
+    server.set(queue_name, "of another type")
+    dead = RedisDeadLetters(client=lambda: server, queues=[queue_name])
+    with pytest.raises(redis.ResponseError):
+        dead.requeue(None, lambda _: None)
+    assert [letter.id for letter in dead.list(10)] == ["a"]
+    server.delete(queue_name)
+    assert len(dead.requeue(None, lambda _: None)) == 1
+    assert (server.llen(queue_name), dead.list(10)) == (1, [])
 
 
 def test_a_connection_without_a_book_is_kombus_own(valkey: Valkey, queue_name: str) -> None:

@@ -13,16 +13,21 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from redis.exceptions import ReadOnlyError
+
 from forwarder.brokers.leases import Death, Delivery
 from forwarder.brokers.redis import scripts
 from forwarder.brokers.redis.dead_letters import letter_parts
+from forwarder.brokers.redis.grace import Grace
 from forwarder.brokers.redis.intake import TAKE_MAX, Take, Taken, lists_of, read_reply
 from forwarder.brokers.redis.stock import StockLeftovers
 
 log = logging.getLogger(__name__)
 
-#: Leases that one sweep of a queue gives back; the next sweep goes on.
+#: Leases that one call of the script SWEEP gives back: no other client waits long for the server.
 SWEEP_MAX = 100
+#: Seconds of one round in which further calls begin; renewals are due again soon after.
+SWEEP_S = 1.0
 
 
 class RedisLeases:
@@ -55,11 +60,7 @@ class RedisLeases:
         self._taken: dict[str, Taken] = {}
         self._run: str | None = None
         self._stock = StockLeftovers(run_script=self._run_script, timeout_s=stock_visibility_timeout_s)
-        # Leases are renewed every third of the timeout at most. After a gap in which
-        # their owners may not have been able to, they get half of it to do so.
-        self._grace_s = visibility_timeout_s / 2
-        self._renewed_s = monotonic()
-        self._sweep_from_s = self._renewed_s + self._grace_s
+        self._grace = Grace(visibility_timeout_s=visibility_timeout_s, monotonic=monotonic)
 
     def __repr__(self) -> str:
         return f"<RedisLeases process={self._process} queues={list(self._queues)}>"
@@ -151,7 +152,7 @@ class RedisLeases:
         # Asked after the leases were: asked before, a server that starts between the
         # two would seem to be the one that knew them.
         run = self._ask_run()
-        self._note_contact()
+        self._grace.note_contact()
         self._note_run(run)
         lost = [delivery for delivery in missing if not self._reopen(delivery, run)]
         for delivery in lost:
@@ -161,12 +162,16 @@ class RedisLeases:
 
     def take_over(self) -> int:
         """Give back what dead workers left, once the living have had the time to renew theirs."""
-        now = self._monotonic()
-        if now < self._sweep_from_s:
+        if self._grace.lasts:
             return 0
-        queues = list(self._queues)
-        moved = sum(self._run_script(scripts.SWEEP, queue, SWEEP_MAX, *lists_of(queue)) for queue in queues)
-        return int(moved) + self._stock.sweep(queues, now)
+        now, queues = self._monotonic(), list(self._queues)
+        try:
+            moved = sum(self._sweep(queue, until_s=now + SWEEP_S) for queue in queues)
+        except Exception:
+            # Where this is refused or gets no answer, owners may not have been able to renew.
+            self._grace.begin()
+            raise
+        return moved + self._stock.sweep(queues, now)
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return none: a lease outlives the connection."""
@@ -176,6 +181,14 @@ class RedisLeases:
         """Close the connections."""
         if self._client is not None:
             self._client.connection_pool.disconnect()
+
+    def _sweep(self, queue: str, *, until_s: float) -> int:
+        moved = 0
+        while True:
+            number = int(self._run_script(scripts.SWEEP, queue, SWEEP_MAX, *lists_of(queue)))
+            moved += number
+            if number < SWEEP_MAX or self._monotonic() >= until_s:
+                return moved
 
     def _settle(self, script: str, delivery: Delivery, *args: Any) -> bool:
         one: Taken = delivery.receipt
@@ -193,12 +206,11 @@ class RedisLeases:
 
     def _renew(self, queue: str, deliveries: list[Delivery]) -> list[Delivery]:
         """Return those whose lease is missing."""
-        began_s, run = self._monotonic(), self._run
+        run = self._run
         by_tag = {delivery.tag.encode(): delivery for delivery in deliveries}
         missing = set(self._run_script(scripts.RENEW, queue, self._lease_ms, *by_tag))
         for tag, delivery in by_tag.items():
             if tag not in missing:
-                delivery.confirmed_s = began_s
                 delivery.receipt.run = run
         return [by_tag[tag] for tag in missing if not by_tag[tag].receipt.settled]
 
@@ -214,25 +226,18 @@ class RedisLeases:
     def _open_again(self, delivery: Delivery, run: str) -> bool:
         """Register a delivery anew, under a new tag; False when somebody else has its message."""
         one: Taken = delivery.receipt
-        began_s = self._monotonic()
         lease = self._run_script(
             scripts.REOPEN, one.queue, self._lease_ms, self._process, one.item, one.home, one.number
         )
         if lease is None:
             return False
-        delivery.tag, delivery.confirmed_s, one.run = lease.decode(), began_s, run
+        delivery.tag, one.run = lease.decode(), run
         log.warning("lease_reopened task_id=%s queue=%s", delivery.task_id, delivery.queue)
         return True
 
-    def _note_contact(self) -> None:
-        now = self._monotonic()
-        if now - self._renewed_s > self._grace_s:
-            self._sweep_from_s = now + self._grace_s
-        self._renewed_s = now
-
     def _note_run(self, run: str) -> None:
         if run != self._run:
-            self._sweep_from_s = self._monotonic() + self._grace_s
+            self._grace.begin()
             self._run = run
 
     def _ask_run(self) -> str:
@@ -242,7 +247,11 @@ class RedisLeases:
         client = self._connected()
         if script not in self._scripts:
             self._scripts[script] = client.register_script(script)
-        return self._scripts[script](args=args)
+        try:
+            return self._scripts[script](args=args)
+        except ReadOnlyError:  # a failover: these connections lead to who was the primary
+            client.connection_pool.disconnect(inuse_connections=False)
+            raise
 
     def _connected(self) -> Any:
         with self._making:

@@ -137,7 +137,8 @@ RENEW = (
     + """
 local missing = {}
 for place = 3, #ARGV do
-    if redis.call('ZSCORE', leases, ARGV[place]) then
+    -- Removed first: a server without memory takes no script whose first write adds something.
+    if redis.call('ZREM', leases, ARGV[place]) == 1 then
         redis.call('ZADD', leases, now + tonumber(ARGV[2]), ARGV[place])
     else
         missing[#missing + 1] = ARGV[place]
@@ -181,10 +182,10 @@ SWEEP = (
     _QUEUE
     + _CLOCK
     + """
-local overdue = redis.call('ZRANGE', leases, '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[2])
 local moved = 0
-for place = #overdue, 1, -1 do  -- the oldest last: it is taken first
-    if give_back(overdue[place]) then moved = moved + 1 end
+-- The oldest goes back last, also where this takes several calls: it is taken first.
+for _, lease in ipairs(redis.call('ZRANGE', leases, now, '-inf', 'BYSCORE', 'REV', 'LIMIT', 0, ARGV[2])) do
+    if give_back(lease) then moved = moved + 1 end
 end
 for _, intake in ipairs(redis.call('ZRANGE', intakes, '-inf', now, 'BYSCORE', 'LIMIT', 0, ARGV[2])) do
     while redis.call('LMOVE', intake, ARGV[1], 'LEFT', 'RIGHT') do moved = moved + 1 end
@@ -251,9 +252,9 @@ return {#tags, moved}
 
 #: ARGV: dead letter list, entry, list it goes to, item. Returns 0 when the entry is no more there.
 REVIVE = """
-local removed = redis.call('LREM', ARGV[1], -1, ARGV[2])
-if removed == 1 then redis.call('LPUSH', ARGV[3], ARGV[4]) end
-return removed
+if not redis.call('LPOS', ARGV[1], ARGV[2], 'RANK', -1) then return 0 end
+redis.call('LPUSH', ARGV[3], ARGV[4])
+return redis.call('LREM', ARGV[1], -1, ARGV[2])
 """
 
 

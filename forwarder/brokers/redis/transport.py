@@ -16,12 +16,15 @@ from queue import Empty
 from time import monotonic
 from typing import Any
 
-from kombu.transport import redis, virtual
-from redis.exceptions import NoScriptError
+from kombu.transport import redis
+from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import ResponseError as Refused
 
 from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.redis.intake import Take, Taken
 from forwarder.brokers.redis.messages import GuardedMessage, envelope_of
+from forwarder.brokers.redis.qos import BookedQoS
+from forwarder.brokers.redis.refusal import Refusal, require_writes
 from forwarder.brokers.redis.scripts import TAKE, sha1
 from forwarder.brokers.stopping import StopsAtOnce
 
@@ -32,44 +35,6 @@ WAIT_S = 0.25
 #: Seconds that the blocking loop waits for a slot before it looks at other things.
 SLOT_WAIT_S = 1.0
 _TAKE_SHA = sha1(TAKE)
-
-
-class BookedQoS(virtual.QoS):
-    """Counts what the book holds, and leaves settling to it.
-
-    What is in flight outlives its channel: it is neither given back when that
-    closes, nor forgotten by the next one's prefetch count.
-    """
-
-    channel: Any
-
-    def can_consume(self) -> bool:
-        """Return whether there is a free slot."""
-        return not self.prefetch_count or len(self._book) < self.prefetch_count
-
-    def can_consume_max_estimate(self) -> int | None:  # type: ignore[override]  # kombu returns None, too
-        """Return the number of free slots; None is no limit."""
-        return max(self.prefetch_count - len(self._book), 0) if self.prefetch_count else None
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Do nothing: it is registered already."""
-
-    def ack(self, delivery_tag: str) -> None:
-        """Do nothing: the book settles."""
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Do nothing: the book settles."""
-
-    def restore_unacked(self) -> None:
-        """Do nothing: a lease that ends gives the message to others."""
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Do nothing, as ``restore_unacked``."""
-
-    @property
-    def _book(self) -> LeaseBook:
-        book: LeaseBook = self.channel.book
-        return book
 
 
 class LeasedChannel(redis.Channel):
@@ -97,6 +62,7 @@ class LeasedChannel(redis.Channel):
         self._met = False
         self._script_known = True
         self._wait_next = False
+        self.refusal = Refusal(monotonic)
         #: What the pending reply answers: a take, or the queue that is waited for.
         self._pending: Take | str = ""
 
@@ -106,7 +72,7 @@ class LeasedChannel(redis.Channel):
             super()._brpop_start(timeout)  # type: ignore[misc]
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues:
+        if not queues or self.refusal.waits:
             return
         if not self._met:
             self._leases.meet()
@@ -135,6 +101,14 @@ class LeasedChannel(redis.Channel):
         self._closing = True
         self._end_wait()
         super().close()
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Do kombu's upkeep, later where the server refuses: kombu logs each try with a traceback."""
+        if not self.refusal.waits:
+            try:
+                super().maybe_refresh_binding_expiry()  # type: ignore[misc]
+            except Refused as error:
+                self.refusal.note(error)
 
     def wait_for_slot(self, timeout_s: float | None) -> bool:
         """Block until a message may be taken, at most ``SLOT_WAIT_S``; return whether it may."""
@@ -166,6 +140,13 @@ class LeasedChannel(redis.Channel):
         except NoScriptError:  # the server was started anew
             self._script_known = False
             return []
+        except ReadOnlyError as error:  # a failover: the connection leads to who was the primary
+            self.client.connection.disconnect()
+            raise ConnectionError("the Redis server is a replica") from error
+        except Refused as error:
+            self.refusal.note(error)
+            self._wait_next = False
+            return []
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
@@ -173,6 +154,7 @@ class LeasedChannel(redis.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()
         if isinstance(self._pending, str):
+            self.refusal.end()  # not after a take, which works on a server without memory: it frees some
             self._wait_next = False
             return []
         self._script_known = True
@@ -234,9 +216,28 @@ class RedisTransport(StopsAtOnce, redis.Transport):  # type: ignore[misc]  # the
 
     Channel = LeasedChannel
 
+    #: kombu's own, which its stubs leave out.
+    _avail_channels: list[LeasedChannel]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = SlotPoller()
+
+    def establish_connection(self) -> Any:
+        """Connect a consumer to a server that takes writes. Raises ConnectionError where it refuses them.
+
+        Celery tries again after a pause that grows, as with a server that is away.
+        On a connection that refuses them its start would fail over and over without one.
+        """
+        connection: Any = super().establish_connection()
+        channel = self._avail_channels[-1]
+        if channel.book is not None:
+            try:
+                require_writes(channel.client)
+            except ConnectionError:
+                self.close_connection(connection)
+                raise
+        return connection
 
 
 def broker_client(connection: Any) -> Any:

@@ -19,6 +19,7 @@ class Broker:
         self.calls: list[str] = []
         self.lost: list[Delivery] = []
         self.away = False
+        self.refuses_sweep = False
 
     def receive(self, message: Any) -> Delivery:
         return Delivery(tag="1", queue="q", number=1, confirmed_s=0.0, message=message)
@@ -36,6 +37,8 @@ class Broker:
         return True
 
     def take_over(self) -> int:
+        if self.refuses_sweep:
+            raise OSError
         self.calls.append("take_over")
         return 0
 
@@ -124,6 +127,20 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_ends(
     kept.keeper.round()
     assert caplog.text.count("lease_renewal_failing") == 1
     assert caplog.text.count("lease_renewal_recovered") == 1
+
+
+def test_the_log_tells_a_failing_sweep_from_leases_that_are_not_renewed(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    kept.broker.refuses_sweep = True
+    kept.keeper.round()
+    kept.broker.refuses_sweep = False
+    kept.keeper.round()
+    assert [record.message for record in caplog.records] == [
+        "take_over_failing error=OSError",
+        "take_over_recovered",
+    ]
 
 
 def test_a_fork_waits_for_the_end_of_a_round() -> None:

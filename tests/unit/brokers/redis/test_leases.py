@@ -7,15 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.exceptions import ReadOnlyError, ResponseError
 
+from forwarder.brokers.keeper import ROUND_S_MAX
 from forwarder.brokers.leases import Delivery
 from forwarder.brokers.redis import scripts
+from forwarder.brokers.redis.grace import grace_s
 from forwarder.brokers.redis.intake import list_for
-from forwarder.brokers.redis.leases import RedisLeases
+from forwarder.brokers.redis.leases import SWEEP_MAX, RedisLeases
 from forwarder.brokers.redis.stock import EVERY_S, PAGE, PAGES_MAX, StockLeftovers
 
 SHA = "a" * 40
 TIMEOUT_S = 60.0
+GRACE_S = grace_s(TIMEOUT_S)
 
 
 class Server:
@@ -27,6 +31,10 @@ class Server:
         self.on_renew: Callable[[], None] = lambda: None
         self.leases: set[str] = set()
         self.reopened = 0
+        self.on_sweep: Callable[[], None] = lambda: None
+        self.overdue: int | Exception = 0
+        self.connection_pool = self
+        self.disconnected = 0
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def register_script(self, script: str) -> Callable[..., Any]:
@@ -48,7 +56,20 @@ class Server:
             held = args[1] in self.leases
             self.leases.discard(args[1])
             return int(held)
+        if script == scripts.SWEEP:
+            return self.sweep(args[1])
         return [0, 0] if script == scripts.SWEEP_STOCK else 0
+
+    def sweep(self, most: int) -> int:
+        self.on_sweep()
+        if isinstance(self.overdue, Exception):
+            raise self.overdue
+        moved = min(self.overdue, most)
+        self.overdue -= moved
+        return moved
+
+    def disconnect(self, inuse_connections: bool) -> None:
+        self.disconnected += 1
 
     def info(self, section: str) -> dict[str, str]:
         self.on_info()
@@ -104,17 +125,6 @@ def test_a_delivery_carries_the_time_at_which_it_was_asked_for(
     (one,) = leases.end_take(take, [[0, b"1:p:x", 1, 0, None, 5000, b"an-id"]])
     assert (one.taken_s, one.item, one.item_bytes, one.task_id) == (1000.0, None, 5000, "an-id")
     assert arguments[:3] == [10, 60_000, 1000]
-
-
-def test_a_renewed_lease_is_confirmed_at_the_time_before_it_was_renewed(
-    leases: RedisLeases, server: Server, clock: Clock
-) -> None:
-    leases.meet()
-    delivery = deliver(leases, server)
-    clock.now += 5
-    server.on_renew = lambda: setattr(clock, "now", clock.now + 3)
-    assert leases.renew([delivery]) == []
-    assert delivery.confirmed_s == 1005.0
 
 
 def test_a_missing_lease_is_lost_and_forgiven_while_the_server_runs_on(
@@ -226,23 +236,68 @@ def sweeps(leases: RedisLeases, server: Server) -> bool:
     return server.called(scripts.SWEEP) > before
 
 
+@pytest.mark.parametrize(("visibility_s", "expected_s"), [(3, 1.5), (30, 15), (60, 15), (3600, 15)])
+def test_a_replacement_waits_for_living_owners_and_no_longer(visibility_s: float, expected_s: float) -> None:
+    assert grace_s(visibility_s) == expected_s
+
+
 def test_nothing_is_taken_over_before_living_owners_can_have_renewed(
     leases: RedisLeases, server: Server, clock: Clock
 ) -> None:
     leases.renew([])
     assert not sweeps(leases, server), "just started"
-    clock.now += TIMEOUT_S / 2
+    clock.now += GRACE_S
     leases.renew([])
     assert sweeps(leases, server)
-    clock.now += TIMEOUT_S / 2 + 1
+    clock.now += GRACE_S + 1
     leases.renew([])
     assert not sweeps(leases, server), "a gap: the server may have been frozen"
-    clock.now += TIMEOUT_S / 3
+    clock.now += 2 * ROUND_S_MAX
     leases.renew([])
-    assert not sweeps(leases, server), "owners renew every third of the timeout"
-    clock.now += TIMEOUT_S / 4
+    assert not sweeps(leases, server), "of two rounds one may fail"
+    clock.now += ROUND_S_MAX
     leases.renew([])
     assert sweeps(leases, server)
+
+
+def test_while_the_server_refuses_to_sweep_owners_may_not_have_been_able_to_renew_either(
+    leases: RedisLeases, server: Server, clock: Clock
+) -> None:
+    leases.renew([])
+    clock.now += GRACE_S
+    server.overdue = ResponseError("NOREPLICAS")
+    with pytest.raises(ResponseError):
+        leases.take_over()
+    server.overdue = 0
+    leases.renew([])
+    assert not sweeps(leases, server)
+    clock.now += GRACE_S
+    assert sweeps(leases, server)
+
+
+def test_what_many_dead_workers_left_comes_back_in_one_round(
+    leases: RedisLeases, server: Server, clock: Clock
+) -> None:
+    clock.now += GRACE_S
+    server.overdue = 5 * SWEEP_MAX + 3
+    assert leases.take_over() == 5 * SWEEP_MAX + 3
+
+
+def test_a_sweep_ends_in_time_for_the_next_renewal(leases: RedisLeases, server: Server, clock: Clock) -> None:
+    clock.now += GRACE_S
+    server.overdue = 100 * SWEEP_MAX
+    server.on_sweep = lambda: setattr(clock, "now", clock.now + 0.4)
+    assert leases.take_over() == 3 * SWEEP_MAX
+
+
+def test_a_connection_to_who_was_the_primary_is_closed(leases: RedisLeases, server: Server) -> None:
+    def refuse() -> None:
+        raise ReadOnlyError
+
+    server.on_renew = refuse
+    with pytest.raises(ReadOnlyError):
+        leases.renew([deliver(leases, server)])
+    assert server.disconnected == 1
 
 
 @pytest.mark.parametrize("meets", [True, False])
@@ -250,7 +305,7 @@ def test_nothing_is_taken_over_on_a_server_that_just_started(
     leases: RedisLeases, server: Server, clock: Clock, meets: bool
 ) -> None:
     leases.renew([])
-    clock.now += TIMEOUT_S / 2
+    clock.now += GRACE_S
     leases.renew([])
     server.run = "second"
     if meets:

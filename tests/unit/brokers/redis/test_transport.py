@@ -14,7 +14,8 @@ from forwarder.brokers.leases import Death
 from forwarder.brokers.redis.dead_letters import RAW_HEADER, letter_parts
 from forwarder.brokers.redis.intake import Taken
 from forwarder.brokers.redis.messages import GuardedMessage, envelope_of
-from forwarder.brokers.redis.transport import BookedQoS, LeasedChannel, RedisTransport, SlotPoller
+from forwarder.brokers.redis.qos import BookedQoS
+from forwarder.brokers.redis.transport import LeasedChannel, RedisTransport, SlotPoller
 
 DEATH = Death(code="dead_lettered", error="why", queue="q", deliveries=6, at="2026-01-01T00:00:00+00:00")
 ITEM = {
@@ -132,6 +133,12 @@ def test_a_channel_without_a_book_leaves_asking_and_reading_to_kombu(monkeypatch
         (redis.MultiChannelPoller, "on_poll_start", ["if channel.qos.can_consume():"]),
         (redis.MultiChannelPoller, "get", ["self.on_poll_start()", "self.poller.poll(timeout)"]),
         (redis.Transport, "__init__", ["self.cycle = MultiChannelPoller()"]),
+        (
+            redis.MultiChannelPoller,
+            "maybe_refresh_binding_expiry",
+            ["channel.maybe_refresh_binding_expiry()"],
+        ),
+        (virtual.Transport, "establish_connection", ["self._avail_channels.append("]),
         (virtual.Channel, "close", ["self._qos.restore_unacked_once()"]),
         (virtual.Channel, "basic_consume", ["self.connection._callbacks[queue] = _callback"]),
         (virtual.Transport, "_deliver", ["callback = self._callbacks[queue]"]),

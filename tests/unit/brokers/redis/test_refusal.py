@@ -1,0 +1,114 @@
+"""A server that refuses: asked again after a while, named once, and not taken for a good connection."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+
+from forwarder.brokers.redis.refusal import ASK_AGAIN_S, LASTS_S, Refusal, require_writes
+from forwarder.brokers.redis.transport import LeasedChannel
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def refused(refusal: Refusal, clock: Clock, times: int) -> None:
+    for _ in range(times):
+        refusal.note(OutOfMemoryError("command not allowed"))
+        clock.now_s += ASK_AGAIN_S
+
+
+def test_a_server_that_refused_is_asked_again_after_a_while() -> None:
+    clock = Clock()
+    refusal = Refusal(clock)
+    assert not refusal.waits
+    refusal.note(ResponseError("MISCONF"))
+    assert refusal.waits
+    clock.now_s += ASK_AGAIN_S
+    assert not refusal.waits
+
+
+def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    refusal = Refusal(clock)
+    refused(refusal, clock, 20)
+    refusal.end()
+    refusal.end()
+    assert [record.message.split()[0] for record in caplog.records] == [
+        "broker_refuses",
+        "broker_accepts_again",
+    ]
+    refused(refusal, clock, 2)
+    assert caplog.text.count("broker_refuses") == 2
+    clock.now_s += LASTS_S
+    refused(refusal, clock, 1)
+    assert caplog.text.count("broker_refuses") == 3, "busy in between, it never waited for a message"
+
+
+def channel_that_reads(error: Exception, clock: Clock) -> Any:
+    """Return a channel whose next reply is an error."""
+
+    def parse_response(connection: Any, command: str) -> Any:
+        raise error
+
+    channel: Any = LeasedChannel.__new__(LeasedChannel)
+    connection = SimpleNamespace(disconnect=lambda: None)
+    channel.client = SimpleNamespace(connection=connection, parse_response=parse_response)
+    channel.refusal = Refusal(clock)
+    channel._closing = True
+    channel.connection_errors = (OSError,)
+    channel._flush_brpop_reauth = lambda: None
+    channel._in_poll, channel._wait_next = connection, True
+    return channel
+
+
+def test_a_refused_take_brings_nothing_and_leaves_the_connection_as_it_is() -> None:
+    channel = channel_that_reads(OutOfMemoryError("command not allowed"), Clock())
+    assert channel._read_reply() == []
+    assert channel._in_poll is None
+    assert channel.refusal.waits
+    assert channel._wait_next is False, "a take may free the memory that a wait lacks"
+
+
+def test_a_replica_is_a_lost_connection_because_the_primary_is_elsewhere() -> None:
+    channel = channel_that_reads(ReadOnlyError("You can't write"), Clock())
+    with pytest.raises(ConnectionError):
+        channel._read_reply()
+
+
+def test_kombus_upkeep_is_neither_done_nor_logged_each_second_while_the_server_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[float] = []
+    clock = Clock()
+
+    def refuse(_: Any) -> None:
+        tries.append(clock.now_s)
+        raise OutOfMemoryError
+
+    monkeypatch.setattr("kombu.transport.redis.Channel.maybe_refresh_binding_expiry", refuse)
+    channel = channel_that_reads(OutOfMemoryError(), clock)
+    channel.maybe_refresh_binding_expiry()
+    channel.maybe_refresh_binding_expiry()
+    assert len(tries) == 1
+    clock.now_s += ASK_AGAIN_S
+    channel.maybe_refresh_binding_expiry()
+    assert len(tries) == 2
+
+
+def test_a_server_that_refuses_writes_is_no_connection() -> None:
+    class Full:
+        def zadd(self, key: str, members: Any, *, xx: bool) -> int:
+            raise OutOfMemoryError("command not allowed")
+
+    with pytest.raises(ConnectionError, match="OutOfMemoryError"):
+        require_writes(Full())
