@@ -85,6 +85,7 @@ def _consume(settings: Settings) -> int:
     keeper = LeaseKeeper(
         book=composition.book, interval_s=round_s(settings.visibility_timeout_s), cancel=worker.abandon
     )
+    composition.book.guard_forks()
     keeper.start()
     try:
         worker.start()

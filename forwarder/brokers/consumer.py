@@ -75,6 +75,11 @@ class ForwarderConsumer(Consumer):
 
         return handle_or_refuse
 
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Let the book wake the loop, which asks for the next message only when it is awake."""
+        super().register_with_event_loop(hub)
+        self._book.wake = lambda: hub.call_soon(_look_again)
+
     def update_strategies(self) -> None:
         """Serve our task alone: Celery's built-in ones would be acked past the book."""
         super().update_strategies()
@@ -162,16 +167,22 @@ class ForwarderConsumer(Consumer):
 
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> None:
         """Store the failure, then move the message; its lease is kept meanwhile. Blocks."""
-        while delivery in self._book and not self._is_stored(delivery, error):
+        while delivery in self._book:
+            with self._book.unforked:
+                if self._is_stored(delivery, error):
+                    self._book.settle(delivery, Settlement.PUT_ASIDE, self._death(delivery, error))
+                    self._book.wake()
+                    return
             self.sleep(REFUSAL_RETRY_S)
-        death = Death(
+
+    def _death(self, delivery: Delivery, error: ForwarderError) -> Death:
+        return Death(
             code=error.code,
             error=str(error),
             queue=delivery.queue,
             deliveries=delivery.number,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        self._book.settle(delivery, Settlement.PUT_ASIDE, death)
 
     def _is_stored(self, delivery: Delivery, error: ForwarderError) -> bool:
         """Store the failure, unless there is an outcome; return False when the store is away."""
@@ -185,6 +196,10 @@ class ForwarderConsumer(Consumer):
             log.warning("result_store_failed task_id=%s error=%s", delivery.task_id, type(failure).__name__)
             return False
         return True
+
+
+def _look_again() -> None:
+    """Do nothing; before it sleeps again the loop looks for free slots."""
 
 
 def _body_bytes(message: Any) -> int:

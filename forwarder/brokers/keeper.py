@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 
@@ -35,24 +34,13 @@ class LeaseKeeper(threading.Thread):
         self._book = book
         self._interval_s = interval_s
         self._cancel = cancel
-        self._in_round = threading.Lock()
         self._stopped = threading.Event()
         self._failing: tuple[str, str] | None = None
-
-    def start(self) -> None:
-        """Start the thread; from now on a fork waits until no round is under way.
-
-        A child would inherit whatever lock a round holds at that moment (of an
-        import, of the log's stream), and nobody would ever release it there.
-        """
-        lock = self._in_round
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-        super().start()
 
     def run(self) -> None:
         """Keep leases until ``stop``."""
         while not self._stopped.wait(self._interval_s):
-            with self._in_round:
+            with self._book.unforked:
                 self.round()
 
     def stop(self) -> None:
@@ -84,6 +72,7 @@ class LeaseKeeper(threading.Thread):
             self._cancel(delivery)
         except Exception as error:  # noqa: BLE001 - the others are to be cancelled all the same
             log.error("cancel_failed task_id=%s error=%s", delivery.task_id, type(error).__name__)
+        self._book.wake()
 
     def _note(self, failing: str | None, error: str = "") -> None:
         """Log when a step begins to fail, or to fail otherwise, and when a whole round succeeds again."""

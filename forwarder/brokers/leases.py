@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,10 @@ class LeaseBook:
     """
 
     def __init__(self, leases: Callable[[], Leases]) -> None:
+        #: Held by every thread beside the main one while it works; see ``guard_forks``.
+        self.unforked = threading.RLock()
+        #: Called when a slot became free outside of the main thread, whose event loop may be asleep.
+        self.wake: Callable[[], object] = lambda: None
         self._leases = leases
         self._changed = threading.Condition()
         self._held: dict[int, Delivery] = {}
@@ -133,6 +138,16 @@ class LeaseBook:
     def __repr__(self) -> str:
         # Always the same: kombu tells connections apart by the repr of their options.
         return "<LeaseBook>"
+
+    def guard_forks(self) -> None:
+        """From now on let a fork wait until no thread holds ``unforked``; call it once, in the main thread.
+
+        A child inherits whatever lock a thread holds at that moment, and nobody ever
+        releases it there: kombu takes one at each look at a cached property, an
+        import and the log's stream have theirs.
+        """
+        lock = self.unforked
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
     @property
     def leases(self) -> Leases:

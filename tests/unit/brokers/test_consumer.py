@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -320,3 +321,28 @@ def test_before_the_connection_closes_all_that_is_held_is_handed_back(
     assert abandoned == [True, True], "no copy may run on after its message went back"
     assert scene.super_calls == ["shutdown"]
     assert len(scene.book) == 0
+
+
+def test_a_slot_that_gets_free_beside_the_loop_wakes_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asleep, it would ask for the next message seconds later."""
+    monkeypatch.setattr(Consumer, "register_with_event_loop", lambda *_: None)
+    woken: list[Any] = []
+    scene.consumer.register_with_event_loop(SimpleNamespace(call_soon=woken.append))
+    scene.receive(b"x" * (BYTES_MAX + 1))
+    assert len(woken) == 1
+    woken[0]()
+
+
+def test_no_fork_cuts_a_refusal_in_two(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def store(task_id: str, error: ForwarderError, state: str) -> None:
+        other = threading.Thread(target=lambda: held.append(not scene.book.unforked.acquire(blocking=False)))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(scene.backend, "store_result", store)
+    scene.receive(b"x" * (BYTES_MAX + 1))
+    assert held == [True]
