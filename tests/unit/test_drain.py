@@ -287,6 +287,8 @@ def test_celerys_worker_has_the_methods_that_the_drain_hooks_into() -> None:
     assert "self.install_platform_tweaks(self)" in inspect.getsource(Worker.on_start)
     assert "self.stop(exitcode=exc.code)" in inspect.getsource(WorkController.start)
     assert "self.terminate()" in inspect.getsource(WorkController.start)
+    assert "req.execute_using_pool(self.pool)" in inspect.getsource(WorkController._process_task)  # type: ignore[attr-defined]
+    assert "self._quick_release()" in inspect.getsource(WorkController._process_task)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("counts_slots", [True, False])
