@@ -167,13 +167,10 @@ class ForwarderConsumer(Consumer):
 
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> None:
         """Store the failure, then move the message; its lease is kept meanwhile. Blocks."""
-        while delivery in self._book:
-            with self._book.unforked:
-                if self._is_stored(delivery, error):
-                    self._book.settle(delivery, Settlement.PUT_ASIDE, self._death(delivery, error))
-                    self._book.wake()
-                    return
+        while delivery in self._book and not self._is_stored(delivery, error):
             self.sleep(REFUSAL_RETRY_S)
+        self._book.settle(delivery, Settlement.PUT_ASIDE, self._death(delivery, error))
+        self._book.wake()
 
     def _death(self, delivery: Delivery, error: ForwarderError) -> Death:
         return Death(

@@ -125,7 +125,7 @@ class LeaseBook:
     """
 
     def __init__(self, leases: Callable[[], Leases]) -> None:
-        #: Held by every thread beside the main one while it works; see ``guard_forks``.
+        #: Held by the lease keeper while it works; see ``guard_forks``.
         self.unforked = threading.RLock()
         #: Called when a slot became free outside of the main thread, whose event loop may be asleep.
         self.wake: Callable[[], object] = lambda: None

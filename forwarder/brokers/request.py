@@ -183,20 +183,16 @@ class ForwardRequest(Request):
         """Try until REVOKED is stored or the message is no longer ours; its lease is kept meanwhile."""
         backend: Any = self.task.backend
         while not self.acknowledged:
-            with self._book.unforked:
-                try:
-                    # The copy may have stored its result just before it was killed.
-                    if backend.find(self.id) is None:
-                        backend.mark_as_revoked(
-                            self.id, reason, request=context, store_result=self.store_errors
-                        )
-                except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
-                    log.warning("revoked_not_stored task_id=%s error=%s", self.id, type(error).__name__)
-                else:
-                    self.acknowledge()
-                    self._book.wake()
-                    return
-            self.sleep(REVOKED_RETRY_S)
+            try:
+                # The copy may have stored its result just before it was killed.
+                if backend.find(self.id) is None:
+                    backend.mark_as_revoked(self.id, reason, request=context, store_result=self.store_errors)
+            except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
+                log.warning("revoked_not_stored task_id=%s error=%s", self.id, type(error).__name__)
+                self.sleep(REVOKED_RETRY_S)
+            else:
+                self.acknowledge()
+                self._book.wake()
 
     def _end(self, how: Settlement, death: Death | None = None) -> None:
         """Settle without an outcome, and tell Celery's monitors."""

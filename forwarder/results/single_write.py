@@ -42,6 +42,9 @@ class SingleWriteBackend(KeyValueStoreBackend):
         options = self.app.conf.result_backend_transport_options  # type: ignore[attr-defined]
         self._patience: Patience = options.get("patience") or Patience(bound_s=0.0)
 
+    def prepare(self) -> None:
+        """Make what is shared by a process's threads and its children, before there are any. No IO."""
+
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -333,16 +332,3 @@ def test_a_slot_that_gets_free_beside_the_loop_wakes_it(
     scene.receive(b"x" * (BYTES_MAX + 1))
     assert len(woken) == 1
     woken[0]()
-
-
-def test_no_fork_cuts_a_refusal_in_two(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[bool] = []
-
-    def store(task_id: str, error: ForwarderError, state: str) -> None:
-        other = threading.Thread(target=lambda: held.append(not scene.book.unforked.acquire(blocking=False)))
-        other.start()
-        other.join()
-
-    monkeypatch.setattr(scene.backend, "store_result", store)
-    scene.receive(b"x" * (BYTES_MAX + 1))
-    assert held == [True]
