@@ -119,7 +119,8 @@ def cpu_s(process: psutil.Process) -> float:
 def test_a_worker_that_can_open_nothing_goes_on_with_what_it_has_and_does_not_spin(
     pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
 ) -> None:
-    running = worker(pool=pool, env=settings(valkey, model_server))
+    # On a slow machine the wait takes many deliveries.
+    running = worker(pool=pool, env=settings(valkey, model_server) | {"FORWARDER_MAX_DELIVERIES": "1000"})
     running.wait_ready()
     sender = producer(broker_url=valkey.url, backend=valkey.url)
     sender.send({"args": {}}).get(timeout=20)
