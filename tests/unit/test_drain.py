@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -243,6 +244,10 @@ def test_the_drain_takes_over_every_signal_with_which_celery_stops_or_restarts(
     monkeypatch.setattr(signal, "signal", lambda number, handler: taken.append(number))
     scene.drain.install(scene)
     scene.drain.begin(at_once=True)  # ends the thread
+    for thread in threading.enumerate():
+        if thread.name == "drain":
+            thread.join(5.0)
+    assert scene.story[-1] == "left 0"
     assert set(taken) == {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 
