@@ -207,7 +207,7 @@ def test_a_child_does_not_outlive_its_killed_worker(
     model_server.wait_in_flight(1)
     children = [psutil.Process(pid) for pid in running.children()]
     os.kill(running.pid, signal.SIGKILL)
-    assert wait_gone(children, timeout_s=3)
+    assert wait_gone(children, timeout_s=10)
     assert wait_until(lambda: model_server.stats()["in_flight"] == 0, 3)
 
 
