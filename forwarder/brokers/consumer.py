@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import states
@@ -14,7 +13,7 @@ from celery.worker.consumer import Consumer
 from vine import promise
 
 from forwarder.brokers.background import in_background
-from forwarder.brokers.leases import ID_CHARS_MAX, Death, Delivery, LeaseBook, Settlement
+from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 
 log = logging.getLogger(__name__)
@@ -169,17 +168,8 @@ class ForwarderConsumer(Consumer):
         """Store the failure, then move the message; its lease is kept meanwhile. Blocks."""
         while delivery in self._book and not self._is_stored(delivery, error):
             self.sleep(REFUSAL_RETRY_S)
-        self._book.settle(delivery, Settlement.PUT_ASIDE, self._death(delivery, error))
+        self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error)))
         self._book.wake()
-
-    def _death(self, delivery: Delivery, error: ForwarderError) -> Death:
-        return Death(
-            code=error.code,
-            error=str(error),
-            queue=delivery.queue,
-            deliveries=delivery.number,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
 
     def _is_stored(self, delivery: Delivery, error: ForwarderError) -> bool:
         """Store the failure, unless there is an outcome; return False when the store is away."""

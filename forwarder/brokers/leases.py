@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,16 @@ class Delivery:
         headers = self.message.headers
         task_id = headers.get("id") if isinstance(headers, dict) else None
         return task_id if isinstance(task_id, str) and 0 < len(task_id) <= ID_CHARS_MAX else None
+
+    def death(self, code: str, error: str) -> Death:
+        """Return the reason to put this delivery aside, as of now."""
+        return Death(
+            code=code,
+            error=error,
+            queue=self.queue,
+            deliveries=self.number,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
 
 class Leases(Protocol):

@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs lack it
@@ -99,7 +99,7 @@ class ForwardRequest(Request):
         if requeue:
             self._end(Settlement.REQUEUE)
         else:
-            self._end(Settlement.PUT_ASIDE, self._death("internal", "the task can't be scheduled"))
+            self._end(Settlement.PUT_ASIDE, self._delivery.death("internal", "the task can't be scheduled"))
 
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """Note that a slot runs the task; kill it there if it was abandoned on its way."""
@@ -131,7 +131,7 @@ class ForwardRequest(Request):
             self.acknowledge()  # it was published again
         elif return_ok and isinstance(error, ForwarderError):
             if isinstance(error, DeadLettered) and DEAD_HEADER in self.request_dict:
-                self._settle(Settlement.PUT_ASIDE, self._death(error.code, str(error)))
+                self._settle(Settlement.PUT_ASIDE, self._delivery.death(error.code, str(error)))
             else:
                 self.acknowledge()
             self.send_event("task-failed", exception=repr(error), traceback=exc_info.traceback)
@@ -206,12 +206,3 @@ class ForwardRequest(Request):
         self._book.settle(self._delivery, how, death)
         self._delivery.request = None  # the two refer to each other, and one holds the body
         return True
-
-    def _death(self, code: str, error: str) -> Death:
-        return Death(
-            code=code,
-            error=error,
-            queue=self._delivery.queue,
-            deliveries=self._delivery.number,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
