@@ -15,6 +15,7 @@ from kombu import Connection
 from forwarder.brokers import compression
 from forwarder.brokers.config import SPARE_CONNECTIONS, SQS_WAIT_S, broker_config, consuming_config
 from forwarder.brokers.leases import LeaseBook, Leases
+from forwarder.brokers.pardons import Pardons
 from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
 from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
@@ -42,6 +43,10 @@ SQS_TIMEOUT_S = SQS_WAIT_S + 2.0
 #: of a result's bytes: 64 MiB at 6 MiB/s.
 STORE_CONNECT_TIMEOUT_S = 3.0
 STORE_TIMEOUT_S = 10.0
+
+#: Seconds until one try of the main process has failed, which stores but refusals, revokes and pardons:
+#: a fork of the prefork pool waits for it, and Celery's loop with it.
+MAIN_STORE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,14 @@ class Composition:
         self._per_process = settings.concurrency if settings.pool == "gevent" else 1
         self.aws = PerProcess(AwsSession)
         self.s3 = PerProcess(lambda: s3_client(self.aws.get(), max_pool_connections=self._per_process))
+        self._main_s3 = PerProcess(
+            lambda: self.aws.get().client(
+                "s3",
+                max_attempts=1,
+                connect_timeout_s=MAIN_STORE_TIMEOUT_S,
+                read_timeout_s=MAIN_STORE_TIMEOUT_S,
+            )
+        )
         self.parts = PerProcess(self._build_parts)
         self.leases = PerProcess(self._build_leases)
         self.book = LeaseBook(self.leases.get)
@@ -81,9 +94,21 @@ class Composition:
         app = client_app(self._settings, s3=self.s3)
         app.conf.update(consuming_config(self._settings, self.book))
         compression.bound(self._settings.message_bytes_max)
+        # Not the tasks' own: children share nothing with the threads of their parent.
+        store: Any = client_app(
+            self._settings, s3=self._main_s3, store_timeout_s=MAIN_STORE_TIMEOUT_S
+        ).backend
+        app.conf.forwarder_store = store
+        self.book.pardon = Pardons(note=store.pardon, gate=self.book.unforked).add
         for name in TASK_NAMES:
             app.register_task(
-                ForwardTask(name=name, parts=self.parts.get, track_started=self._settings.track_started)
+                ForwardTask(
+                    name=name,
+                    parts=self.parts.get,
+                    track_started=self._settings.track_started,
+                    max_deliveries=self._settings.max_deliveries,
+                    visibility_timeout_s=self._settings.visibility_timeout_s,
+                )
             )
         return app
 
@@ -195,17 +220,21 @@ def broker_connection(settings: Settings) -> Connection:
     return client_app(settings).connection_for_write(transport_options=options)
 
 
-def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Celery:
+def client_app(
+    settings: Settings, *, s3: PerProcess[Any] | None = None, store_timeout_s: float | None = None
+) -> Celery:
     """Return a Celery app that reaches the broker and the results, without the task.
 
     What ``submit`` and ``result`` use, and the base of the worker's app.
+    ``store_timeout_s`` bounds one try of a Redis result store instead of the
+    defaults; for S3 that is the client's.
     """
     if s3 is None:
         s3 = PerProcess(lambda: s3_client(AwsSession(), max_pool_connections=1))
     app = Celery("forwarder", set_as_current=False)
     app.conf.update(
         **broker_config(settings),
-        **_result_config(settings, s3),
+        **_result_config(settings, s3, store_timeout_s),
         accept_content=["json"],
         task_serializer="json",
         result_serializer="json",
@@ -219,7 +248,7 @@ def client_app(settings: Settings, *, s3: PerProcess[Any] | None = None) -> Cele
     return app
 
 
-def _result_config(settings: Settings, s3: PerProcess[Any]) -> dict[str, Any]:
+def _result_config(settings: Settings, s3: PerProcess[Any], store_timeout_s: float | None) -> dict[str, Any]:
     backend = "forwarder.results.redis:RedisBackend"
     if settings.result_backend.startswith("s3://"):
         backend = "forwarder.results.s3:S3Backend"
@@ -236,6 +265,6 @@ def _result_config(settings: Settings, s3: PerProcess[Any]) -> dict[str, Any]:
         "redis_max_connections": settings.concurrency + SPARE_CONNECTIONS,
         "redis_socket_keepalive": True,
         # Of one try; redis-py's own retries stay off, because the task tries again itself.
-        "redis_socket_timeout": STORE_TIMEOUT_S,
-        "redis_socket_connect_timeout": STORE_CONNECT_TIMEOUT_S,
+        "redis_socket_timeout": store_timeout_s or STORE_TIMEOUT_S,
+        "redis_socket_connect_timeout": store_timeout_s or STORE_CONNECT_TIMEOUT_S,
     }

@@ -19,20 +19,34 @@ from celery.bootsteps import StartStopStep
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
+from forwarder.brokers.background import done_within
 from forwarder.brokers.leases import Delivery, LeaseBook
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether a second signal came.
 LOOK_S = 0.2
-#: Seconds to wait for the consumer to close before messages are handed back: it would
-#: take them again. Celery's blocking loop looks about every two seconds whether it is to stop.
-CLOSING_S = 3.0
-#: Seconds that the main thread has to come out by itself once nothing is in flight.
+
+# How the worker ends, in seconds after the drain. Each step is over by its moment, done or not, and
+# the next one begins: what hangs (a broker that is silent, and nobody has noticed) goes on beside it
+# for as long as the process lives. What was not handed back by then comes again by itself.
+
+#: The consumer is closed, which would take the messages that are handed back again. Celery's blocking
+#: loop looks about every two seconds whether it is to stop.
+CLOSED_BY_S = 3.0
+#: The broker has its messages back.
+HANDED_BACK_BY_S = 5.0
+#: The main thread has come out by itself; it has this long once nothing is in flight, too.
+OUT_BY_S = 6.0
 COMING_OUT_S = 3.0
-#: Seconds after the drain at which a process that hangs is ended; within the
-#: settings' ENDING_S, by which Kubernetes' grace period must pass the drain.
+#: The broker has what came last.
+ALL_BACK_BY_S = 7.0
+#: Hooks and leases are flushed, and the process leaves.
+LEFT_BY_S = 8.0
+#: A process that hangs, so that it runs no Python code, is ended; within the settings' ENDING_S, by
+#: which Kubernetes' grace period must pass the drain.
 WATCHDOG_S = 9.0
+
 #: Celery restarts on SIGHUP, with an unbounded wait; whoever keeps the worker running starts it anew.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: The file descriptor of the standard error stream, whatever ``sys.stderr`` is by then.
@@ -79,6 +93,7 @@ class Drain:
         leave: Callable[[int], object] = os._exit,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        done_within: Callable[[Callable[[], None], float], bool] = done_within,
     ) -> None:
         self.exit_code: int = EX_OK
         self._book = book
@@ -88,6 +103,7 @@ class Drain:
         self._leave = leave
         self._monotonic = monotonic
         self._sleep = sleep
+        self._done_within = done_within
         self._pid = os.getpid()
         self._bell, self._push = socket.socketpair()
         self._begun = False
@@ -95,6 +111,7 @@ class Drain:
         self._consuming = True
         self._ending = threading.Lock()
         self._ended = False
+        self._drained_s: float | None = None
 
     def __repr__(self) -> str:
         return f"<Drain begun={self._begun} at_once={self._at_once} timeout_s={self._timeout_s:g}>"
@@ -121,12 +138,15 @@ class Drain:
         self._consuming = False
 
     def end(self, worker: StoppingWorker) -> None:
-        """Hand back what is left, then flush hooks and leases; once. A second caller waits for the first."""
+        """Hand back what is left, then flush hooks and leases; once. A second caller waits for the first.
+
+        Blocks until ``LEFT_BY_S`` at the latest.
+        """
         with self._ending:
             if not self._ended:
                 self._ended = True
-                self._hand_back(worker)
-                self._close()
+                self._hand_back(worker, by_s=ALL_BACK_BY_S)
+                self._bounded("flush", self._close, by_s=LEFT_BY_S)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A child of the pool inherits this, and gets what is sent to the process group.
@@ -143,8 +163,8 @@ class Drain:
         self._wait_for_tasks()
         self._abandon(worker)
         self._wait_for_consumer()
-        self._hand_back(worker)
-        self._sleep(COMING_OUT_S)
+        self._hand_back(worker, by_s=HANDED_BACK_BY_S)
+        self._sleep(min(COMING_OUT_S, self._left_s(OUT_BY_S)))
         self.end(worker)
         log.info("worker_stopped exit_code=%d main_thread=busy", self.exit_code)
         self._leave(self.exit_code)
@@ -160,9 +180,15 @@ class Drain:
             self._sleep(min(left_s, LOOK_S))
 
     def _wait_for_consumer(self) -> None:
-        deadline = self._monotonic() + CLOSING_S
-        while self._consuming and self._monotonic() < deadline:
+        while self._consuming and self._left_s(CLOSED_BY_S):
             self._sleep(LOOK_S)
+
+    def _left_s(self, by_s: float) -> float:
+        """Return the seconds until a moment after the drain, which is over with the first call."""
+        now_s = self._monotonic()
+        if self._drained_s is None:
+            self._drained_s = now_s
+        return max(0.0, self._drained_s + by_s - now_s)
 
     def _abandon(self, worker: StoppingWorker) -> list[Delivery]:
         """Kill what runs; return what is to be handed back."""
@@ -171,10 +197,24 @@ class Drain:
             worker.abandon(delivery)
         return deliveries
 
-    def _hand_back(self, worker: StoppingWorker) -> None:
+    def _hand_back(self, worker: StoppingWorker, *, by_s: float) -> None:
         """Kill what runs and give its messages back; they don't count as delivered."""
-        self._book.hand_back(self._abandon(worker))
-        self._book.settle_owed()
+
+        def give_back() -> None:
+            self._book.hand_back(self._abandon(worker))
+            self._book.settle_owed()
+
+        self._bounded("hand_back", give_back, by_s=by_s)
+
+    def _bounded(self, step: str, work: Callable[[], None], *, by_s: float) -> None:
+        """Do one step of the end; return when it is over, or without it when its time is."""
+
+        def unforked() -> None:
+            with self._book.unforked:
+                work()
+
+        if not self._done_within(unforked, self._left_s(by_s)):
+            log.warning("stopping_goes_on_without step=%s", step)
 
 
 class NoteConsumerStopped(StartStopStep):
@@ -227,12 +267,12 @@ class DrainingWorker(Worker):
 
     # Celery gives a slot to a request here, and keeps the slot when that fails.
     def _process_task(self, req: Any) -> None:
-        """Give the request to the pool; one that can't be begun goes back, counted, and frees its slot."""
+        """Give the request to the pool; one that can't be begun goes back and frees its slot."""
         try:
             super()._process_task(req)  # type: ignore[misc]  # the stubs lack it
         except Exception as error:  # noqa: BLE001 - one message must not cost a slot
             log.error("task_not_begun task_id=%s error=%s", req.id, type(error).__name__)
-            req.reject(requeue=True)
+            req.give_back(error)
             release = getattr(self, "_quick_release", None)  # prefork's count of slots
             if release is not None:
                 release()

@@ -10,7 +10,6 @@ import socket
 import sys
 from functools import partial
 from types import FrameType
-from typing import Any
 
 from forwarder import __version__, pool
 from forwarder.inference import readiness
@@ -92,10 +91,7 @@ def _consume(settings: Settings) -> int:
     keeper = LeaseKeeper(
         book=composition.book, interval_s=round_s(settings.visibility_timeout_s), cancel=worker.abandon
     )
-    # The main process stores results too, in threads: what they share with children is made before both.
-    backend: Any = app.backend  # Celery's types know only its base
-    backend.prepare()
-    composition.book.guard_forks()
+    composition.book.unforked.guard()
     keeper.start()
     try:
         worker.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import states
@@ -12,9 +13,10 @@ from celery.exceptions import Reject
 from celery.worker.consumer import Consumer
 from vine import promise
 
-from forwarder.brokers.background import in_background
+from forwarder.brokers.background import in_background, insist
 from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
+from forwarder.forwarding.ports import PARDONS_MAX
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class ForwarderConsumer(Consumer):
 
     def __init__(self, on_task_request: Callable[[Any], Any], *, app: Any, **kwargs: Any) -> None:
         self._book: LeaseBook = app.conf.forwarder_book
+        self._store: Any = app.conf.forwarder_store
         self._max_deliveries: int = app.conf.forwarder_max_deliveries
         self._message_bytes_max: int = app.conf.forwarder_message_bytes_max
         super().__init__(on_task_request, app=app, **kwargs)
@@ -88,8 +91,9 @@ class ForwarderConsumer(Consumer):
     def _refusal(self, delivery: Delivery) -> ForwarderError | None:
         """Return why a message is not even to be looked at, None when it is to be run.
 
-        One that was delivered once too often still goes through the pool, where
-        its hooks run. If that did not end well either, it is put aside here.
+        One that was delivered too often still goes through the pool: there its
+        pardons are looked up, and its failure is stored. If that did not end well
+        either, whatever was pardoned, it is put aside here.
         """
         message = delivery.message
         # Redis keeps a body over the limit to itself, and tells its size.
@@ -98,7 +102,7 @@ class ForwarderConsumer(Consumer):
             return InvalidMessage(
                 f"the message of {size} bytes passes the limit of {self._message_bytes_max}"
             )
-        if delivery.number > self._max_deliveries + 1:
+        if delivery.number > self._max_deliveries + PARDONS_MAX + 1:
             return DeadLettered(f"delivered {delivery.number - 1} times without an outcome")
         if delivery.task_id is None and "id" in (message.headers or {}):
             return InvalidMessage(f"the task id is not a string of 1 to {ID_CHARS_MAX} characters")
@@ -161,24 +165,27 @@ class ForwarderConsumer(Consumer):
             "message_refused code=%s task_id=%s error=%s body_bytes=%d",
             error.code, delivery.task_id, type(cause).__name__ if cause else None, _body_bytes(message),
         )  # fmt: skip
-        # Not in Celery's loop: a result store that is frozen would stop it.
-        self.in_background(lambda: self._put_aside(delivery, error))
+        # Not in Celery's loop: a result store that is frozen would stop it. Its lease is kept meanwhile.
+        step = partial(self._put_aside, delivery, error)
+        self.in_background(
+            partial(insist, step, gate=self._book.unforked, pause_s=REFUSAL_RETRY_S, sleep=self.sleep)
+        )
 
-    def _put_aside(self, delivery: Delivery, error: ForwarderError) -> None:
-        """Store the failure, then move the message; its lease is kept meanwhile. Blocks."""
-        while delivery in self._book and not self._is_stored(delivery, error):
-            self.sleep(REFUSAL_RETRY_S)
+    def _put_aside(self, delivery: Delivery, error: ForwarderError) -> bool:
+        """Store the failure, then move the message; return False when the store is away. Blocks."""
+        if delivery in self._book and not self._is_stored(delivery, error):
+            return False
         self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error)))
         self._book.wake()
+        return True
 
     def _is_stored(self, delivery: Delivery, error: ForwarderError) -> bool:
         """Store the failure, unless there is an outcome; return False when the store is away."""
         if delivery.task_id is None:
             return True
         try:
-            backend: Any = self.app.backend
-            if backend.find(delivery.task_id) is None:
-                backend.store_result(delivery.task_id, error, states.FAILURE)
+            if self._store.find(delivery.task_id) is None:
+                self._store.store_result(delivery.task_id, error, states.FAILURE)
         except Exception as failure:  # noqa: BLE001 - whatever it was, a later try may do
             log.warning("result_store_failed task_id=%s error=%s", delivery.task_id, type(failure).__name__)
             return False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
+
+from forwarder.brokers.background import ForkGate
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ class Delivery:
     ``redelivered`` tells of earlier ones, also of those that don't count.
     ``confirmed_s`` is the monotonic time just before the lease was last taken or
     renewed. ``receipt`` is whatever else the broker's part needs to settle it.
-    ``request`` is set once the message has become a Celery request.
+    ``request`` is set once the message has become a Celery request. ``blamed`` is
+    set where the lease is lost and the task itself may be why.
     """
 
     tag: str
@@ -61,6 +63,7 @@ class Delivery:
     redelivered: bool = False
     receipt: Any = field(default=None, repr=False)
     request: Any = field(default=None, repr=False)
+    blamed: bool = False
 
     @property
     def task_id(self) -> str | None:
@@ -136,10 +139,12 @@ class LeaseBook:
     """
 
     def __init__(self, leases: Callable[[], Leases]) -> None:
-        #: Held by the lease keeper while it works; see ``guard_forks``.
-        self.unforked = threading.RLock()
+        #: What other threads than the pool's own are inside of while they work.
+        self.unforked = ForkGate()
         #: Called when a slot became free outside of the main thread, whose event loop may be asleep.
         self.wake: Callable[[], object] = lambda: None
+        #: Called with each delivery that the broker counts and that is not to count against its task.
+        self.pardon: Callable[[Delivery], object] = lambda delivery: None
         self._leases = leases
         self._changed = threading.Condition()
         self._held: dict[int, Delivery] = {}
@@ -149,16 +154,6 @@ class LeaseBook:
     def __repr__(self) -> str:
         # Always the same: kombu tells connections apart by the repr of their options.
         return "<LeaseBook>"
-
-    def guard_forks(self) -> None:
-        """From now on let a fork wait until no thread holds ``unforked``; call it once, in the main thread.
-
-        A child inherits whatever lock a thread holds at that moment, and nobody ever
-        releases it there: kombu takes one at each look at a cached property, an
-        import and the log's stream have theirs.
-        """
-        lock = self.unforked
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
     @property
     def leases(self) -> Leases:
@@ -218,7 +213,7 @@ class LeaseBook:
         One caller after the other: who closes the connection must not overtake
         who still gives back what came over it.
         """
-        with self._handing_back:
+        with self.unforked, self._handing_back:
             mine = [delivery for delivery in deliveries if self._take(delivery)]
             if mine:
                 try:
@@ -230,10 +225,17 @@ class LeaseBook:
                     log.info("handed_back number=%d", len(mine))
 
     def lose(self, delivery: Delivery) -> bool:
-        """Strike out a delivery whose lease is gone; return whether its task is still running."""
+        """Strike out a delivery whose lease is gone; return whether its task is still running.
+
+        This process lives, so it was not the task that ended the lease: where the
+        message will be run again it is pardoned.
+        """
         with self._changed:
-            self._owed.pop(id(delivery), None)
-        return self._take(delivery)
+            owed = self._owed.pop(id(delivery), None)
+        running = self._take(delivery)
+        if (running or (owed and owed[1] is Settlement.HAND_BACK)) and not delivery.blamed:
+            self.pardon(delivery)
+        return running
 
     def wait_empty(self, timeout_s: float) -> bool:
         """Block until nothing is in flight; return whether that came before the timeout."""
@@ -255,7 +257,8 @@ class LeaseBook:
     def _settle(self, delivery: Delivery, how: Settlement, death: Death | None) -> bool:
         """Return False when the broker could not be reached; the settlement is then owed."""
         try:
-            ours = self._apply(delivery, how, death)
+            with self.unforked:
+                ours = self._apply(delivery, how, death)
         except Exception as error:  # noqa: BLE001 - whatever it was, the message must not be forgotten
             log.warning(
                 "settle_failed task_id=%s how=%s error=%s", delivery.task_id, how.value, type(error).__name__

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import random
 import signal
 import time
 from collections.abc import Callable
 from datetime import UTC
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs lack it
 from celery import signals
 from celery.exceptions import Ignore, InvalidTaskError, Reject
+from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from forwarder.brokers.background import in_background
+from forwarder.brokers.background import in_background, insist
 from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
-from forwarder.forwarding.errors import DeadLettered, ForwarderError
+from forwarder.forwarding.errors import SHORTAGE, DeadLettered, ForwarderError, is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
 #: Seconds between tries to store that a task was revoked.
 REVOKED_RETRY_S = 5.0
+
+#: Seconds, from and to, for which a message stays that the worker was too short of something to run.
+SHORTAGE_PAUSE_S = (0.5, 1.5)
 
 
 def _check(request: Request) -> None:
@@ -67,6 +73,7 @@ class ForwardRequest(Request):
     #: Overridden by tests only; Celery makes requests, so they can't be passed in.
     in_background: Callable[[Callable[[], None]], None] = staticmethod(in_background)
     sleep: Callable[[float], None] = staticmethod(time.sleep)
+    uniform: Callable[[float, float], float] = staticmethod(random.uniform)
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -125,7 +132,9 @@ class ForwardRequest(Request):
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
-        if isinstance(error, Reject):
+        if isinstance(error, Reject) and SHORTAGE in error.args:
+            self._end_later(Settlement.HAND_BACK)
+        elif isinstance(error, Reject):
             self._end(Settlement.HAND_BACK)  # not the task's fault: the result store or the broker was away
         elif isinstance(error, Ignore):
             self.acknowledge()  # it was published again
@@ -139,7 +148,36 @@ class ForwardRequest(Request):
             # A lost child, or an error around the task: nobody knows what was stored. The next
             # delivery looks, and runs the hooks that are owed. Without the text, which may quote it.
             log.error("task_broke_off task_id=%s error=%s", self.id, type(error).__name__)
+            self.give_back(error)
+
+    def give_back(self, error: BaseException) -> None:
+        """Give back what an error around the task ended: counted, unless the worker ran out of something.
+
+        Without memory the task's own size may be the reason: it is pardoned, which
+        has an end. Never blocks.
+        """
+        if is_shortage(error):
+            self._end_later(Settlement.HAND_BACK)
+        elif isinstance(error, MemoryError):
+            self._end_later(Settlement.REQUEUE)
+        else:
             self.reject(requeue=True)
+
+    def _end_later(self, how: Settlement) -> None:
+        """Settle in about a second: what is short now is short for the next one too."""
+        self.send_event("task-rejected", requeue=True)
+
+        def settle() -> None:
+            if state.should_stop is None:
+                self.sleep(self.uniform(*SHORTAGE_PAUSE_S))
+            if self._settle(how) and how is Settlement.REQUEUE:
+                self._book.pardon(self._delivery)
+            self._book.wake()
+
+        try:
+            self.in_background(settle)
+        except RuntimeError:  # no thread is to be had
+            self._settle(how)
 
     def abandon(self, pool: Any) -> None:
         """Kill the running copy, now or as soon as a slot accepts it; settles nothing.
@@ -176,23 +214,27 @@ class ForwardRequest(Request):
         signals.task_revoked.send(
             self.task, request=context, terminated=terminated, signum=signum, expired=bool(expired)
         )
-        # Not in Celery's loop: a store that is frozen would stop it.
-        self.in_background(lambda: self._store_revoked(reason, context))
+        # Not in Celery's loop: a store that is frozen would stop it. Its lease is kept meanwhile.
+        step = partial(self._store_revoked, reason, context)
+        self.in_background(
+            partial(insist, step, gate=self._book.unforked, pause_s=REVOKED_RETRY_S, sleep=self.sleep)
+        )
 
-    def _store_revoked(self, reason: str, context: Any) -> None:
-        """Try until REVOKED is stored or the message is no longer ours; its lease is kept meanwhile."""
-        backend: Any = self.task.backend
-        while not self.acknowledged:
-            try:
-                # The copy may have stored its result just before it was killed.
-                if backend.find(self.id) is None:
-                    backend.mark_as_revoked(self.id, reason, request=context, store_result=self.store_errors)
-            except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
-                log.warning("revoked_not_stored task_id=%s error=%s", self.id, type(error).__name__)
-                self.sleep(REVOKED_RETRY_S)
-            else:
-                self.acknowledge()
-                self._book.wake()
+    def _store_revoked(self, reason: str, context: Any) -> bool:
+        """Store REVOKED and ack; return False when the store is away. Does nothing to what is settled."""
+        if self.acknowledged:
+            return True
+        store: Any = self.task.app.conf.forwarder_store
+        try:
+            # The copy may have stored its result just before it was killed.
+            if store.find(self.id) is None:
+                store.mark_as_revoked(self.id, reason, request=context, store_result=self.store_errors)
+        except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
+            log.warning("revoked_not_stored task_id=%s error=%s", self.id, type(error).__name__)
+            return False
+        self.acknowledge()
+        self._book.wake()
+        return True
 
     def _end(self, how: Settlement, death: Death | None = None) -> None:
         """Settle without an outcome, and tell Celery's monitors."""

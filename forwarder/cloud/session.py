@@ -37,6 +37,7 @@ class ClientFactory(Protocol):
         *,
         max_pool_connections: int = ...,
         max_attempts: int = ...,
+        connect_timeout_s: float = ...,
         read_timeout_s: float = ...,
         credentials: dict[str, Any] | None = ...,
     ) -> Any:
@@ -65,6 +66,7 @@ class AwsSession:
         *,
         max_pool_connections: int = 10,
         max_attempts: int = 3,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
         credentials: dict[str, Any] | None = None,
     ) -> Any:
@@ -80,7 +82,7 @@ class AwsSession:
         from botocore.exceptions import NoCredentialsError
 
         config = Config(
-            connect_timeout=CONNECT_TIMEOUT_S,
+            connect_timeout=connect_timeout_s,
             read_timeout=read_timeout_s,
             max_pool_connections=max_pool_connections,
             retries={"mode": "standard", "total_max_attempts": max_attempts},

@@ -6,7 +6,14 @@ never renamed and never reused for another meaning.
 
 from __future__ import annotations
 
+import errno
 import json
+
+#: What a process or its machine has run out of: file descriptors, memory, disk, threads.
+SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN})
+
+#: Reason of the Reject of a task that could not run for one of these.
+SHORTAGE = "worker_shortage"
 
 
 class ForwarderError(Exception):
@@ -42,6 +49,14 @@ def as_forwarder_error(error: BaseException) -> ForwarderError:
     if isinstance(error, ForwarderError):
         return error
     return InternalError(f"internal error: {type(error).__name__}")
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Return whether an error says that the worker, not the task, lacks something.
+
+    Not MemoryError, which a task's own size may be the reason of.
+    """
+    return isinstance(error, OSError) and error.errno in SHORTAGES
 
 
 class InvalidMessage(ForwarderError):

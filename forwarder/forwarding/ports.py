@@ -87,6 +87,19 @@ class Commits(Protocol):
         """
 
 
+#: Deliveries of one task that at most are pardoned, so that nothing goes round for ever: a task may be why a
+#: worker stands still for longer than a lease. RabbitMQ's own limit of deliveries is the same:
+#: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+PARDONS_MAX = 20
+
+
+class Pardons(Protocol):
+    """The result store, asked what is not to count against a task."""
+
+    def pardons(self, task_id: str) -> int:
+        """Return how many deliveries were not the task's fault. Blocks and raises as ``find`` does."""
+
+
 class Hook(Protocol):
     """Something that runs once per task, after its result is durable."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, cast
 
@@ -12,9 +13,15 @@ from celery.exceptions import Ignore, Reject
 from celery.states import STARTED
 
 from forwarder.forwarding.commit import find_committed
-from forwarder.forwarding.errors import DeadLettered, ForwarderError, as_forwarder_error
+from forwarder.forwarding.errors import (
+    SHORTAGE,
+    DeadLettered,
+    ForwarderError,
+    as_forwarder_error,
+    is_shortage,
+)
 from forwarder.forwarding.forwarder import Forwarder, GoBack
-from forwarder.forwarding.ports import Commits, Completion, Metrics
+from forwarder.forwarding.ports import PARDONS_MAX, Commits, Completion, Metrics, Pardons
 from forwarder.forwarding.task_call import (
     dead_after,
     is_ours,
@@ -69,10 +76,22 @@ class ForwardTask(Task[..., Any]):
     track_started = False
     serializer = "json"
 
-    def __init__(self, *, name: str, parts: Callable[[], Parts], track_started: bool) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        parts: Callable[[], Parts],
+        track_started: bool,
+        max_deliveries: int,
+        visibility_timeout_s: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.stores_started = track_started
         self._parts = parts
+        self._max_deliveries = max_deliveries
+        self._visibility_timeout_s = visibility_timeout_s
+        self._monotonic = monotonic
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Forward one task, unless its result is there already.
@@ -80,7 +99,9 @@ class ForwardTask(Task[..., Any]):
         Raises ForwarderError for a failure, Celery's own for the rest.
         """
         request = self.request
+        begun_s = self._monotonic()
         try:
+            self._set_off_pardons()
             self._count_delivery()
             self._end_if_committed(args, kwargs)
             if dead := dead_after(request):
@@ -88,10 +109,17 @@ class ForwardTask(Task[..., Any]):
             if self.stores_started and not request.ignore_result:
                 meta = {"pid": os.getpid(), "hostname": request.hostname}
                 self.backend.store_result(str(request.id), meta, STARTED, request=request)
-            return self._forward(args, kwargs)
+            result = self._forward(args, kwargs)
+            if self._monotonic() - begun_s >= self._visibility_timeout_s:
+                # Long enough for a lease to have ended without our knowledge: whose peer
+                # has committed meanwhile must not be told anything else, nor twice.
+                self._end_if_committed(args, kwargs)
+            return result
         except (ForwarderError, Ignore, Reject):
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends one task, not its slot
+            if is_shortage(error):
+                raise Reject(SHORTAGE, requeue=True) from None
             # The text of a foreign exception may quote the payload: its class and
             # the frame are enough to find the bug.
             log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
@@ -107,6 +135,14 @@ class ForwardTask(Task[..., Any]):
         except GoBack as back:
             self._end_if_committed(args, kwargs)
             return self._go_back(back.error)
+
+    def _set_off_pardons(self) -> None:
+        """Take what was not the task's fault out of the number of a task that was delivered too often."""
+        request = self.request
+        if number := dead_after(request):
+            pardoned = cast(Pardons, self.backend).pardons(str(request.id))
+            number -= min(pardoned, PARDONS_MAX)
+            request.update({"forwarder_dead": number if number > self._max_deliveries else 0})
 
     def _end_if_committed(self, args: Any, kwargs: Any) -> None:
         """Raise Ignore, so that the message is acked, when the task's outcome is in the store.
@@ -157,7 +193,8 @@ class ForwardTask(Task[..., Any]):
             completion.task_id, queue, outcome, retries_of(self.request),
             "unknown" if total_s is None else f"{total_s:.3f}",
         )  # fmt: skip
-        parts.hooks.run(completion)
+        if dead_after(self.request) <= self._max_deliveries + 1:  # past it they may be what the task dies of
+            parts.hooks.run(completion)
 
     def _go_back(self, error: ForwarderError) -> NoReturn:
         """Publish the task again, one retry older, and let the old message be acked.

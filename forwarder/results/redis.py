@@ -23,7 +23,3 @@ class RedisBackend(SingleWriteBackend, celery_redis.RedisBackend):
     ) -> None:
         """Store the text in one try: Celery's own twenty would hold up the worker's main loop."""
         super().set(key, value, expires, max_retries=0)  # type: ignore[call-arg,arg-type]  # next is Redis's
-
-    def prepare(self) -> None:
-        """Make the client: kombu holds a lock as it does, which a child forked meanwhile would never get."""
-        _ = self.client

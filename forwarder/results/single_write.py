@@ -18,6 +18,9 @@ from forwarder.results.patience import Patience
 
 log = logging.getLogger(__name__)
 
+#: Of the key beside a task's result; it lives as long as a result.
+PARDONS_PREFIX = "forwarder-pardons-"
+
 T = TypeVar("T")
 
 
@@ -41,9 +44,6 @@ class SingleWriteBackend(KeyValueStoreBackend):
         super().__init__(*args, **kwargs)
         options = self.app.conf.result_backend_transport_options  # type: ignore[attr-defined]
         self._patience: Patience = options.get("patience") or Patience(bound_s=0.0)
-
-    def prepare(self) -> None:
-        """Make what is shared by a process's threads and its children, before there are any. No IO."""
 
     def store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -88,6 +88,18 @@ class SingleWriteBackend(KeyValueStoreBackend):
         except Exception as error:  # noqa: BLE001 - whoever wrote it, it is no outcome
             log.warning("stored_result_unreadable task_id=%s error=%s", task_id, type(error).__name__)
             return None
+
+    def pardon(self, task_id: str) -> None:
+        """Note one more delivery that was not the task's fault. Blocks for a read and a write; raises theirs.
+
+        Not in one step: a lease has one loser, and a note that is lost only lets a delivery count.
+        """
+        key = PARDONS_PREFIX + task_id
+        self.set(key, str(int(self.get(key) or 0) + 1))
+
+    def pardons(self, task_id: str) -> int:
+        """Return how many deliveries were not the task's fault. Blocks and raises as ``find`` does."""
+        return self._insist(lambda: int(self.get(PARDONS_PREFIX + task_id) or 0), task_id, has_message=True)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any

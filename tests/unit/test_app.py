@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from forwarder.app import Composition, client_app
+import pytest
+
+from forwarder.app import MAIN_STORE_TIMEOUT_S, Composition, client_app
 from forwarder.forwarding.task import TASK_NAMES
 from forwarder.settings.model import Settings
 
@@ -41,6 +43,25 @@ def test_one_result_backend_serves_the_whole_process() -> None:
     thread.start()
     thread.join()
     assert seen[0] is seen[1]
+
+
+def test_the_main_process_has_a_result_backend_of_its_own_one_try_of_which_ends_soon() -> None:
+    """A fork waits for it."""
+    app = Composition(Settings(result_backend="redis://h/1")).celery_app()
+    store: Any = app.conf.forwarder_store
+    backend: Any = app.backend
+    assert (store.connparams["host"], store.connparams["db"]) == ("h", 1)
+    for timeout in ("socket_timeout", "socket_connect_timeout"):
+        assert store.connparams[timeout] == MAIN_STORE_TIMEOUT_S < backend.connparams[timeout]
+
+
+def test_one_try_of_the_main_process_ends_soon_on_s3_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "eu-west-1")
+    store: Any = Composition(Settings(result_backend="s3://b/p")).celery_app().conf.forwarder_store
+    config = store._client().meta.config
+    assert config.connect_timeout == config.read_timeout == MAIN_STORE_TIMEOUT_S
+    assert config.retries["total_max_attempts"] == 1
 
 
 def test_composing_opens_nothing_and_builds_no_client() -> None:

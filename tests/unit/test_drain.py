@@ -15,7 +15,18 @@ from celery.apps.worker import Worker
 from celery.worker import WorkController, state
 
 from forwarder.brokers.leases import Delivery, LeaseBook
-from forwarder.drain import CLOSING_S, COMING_OUT_S, LOOK_S, WATCHDOG_S, Drain, DrainingWorker
+from forwarder.drain import (
+    ALL_BACK_BY_S,
+    CLOSED_BY_S,
+    COMING_OUT_S,
+    HANDED_BACK_BY_S,
+    LEFT_BY_S,
+    LOOK_S,
+    OUT_BY_S,
+    WATCHDOG_S,
+    Drain,
+    DrainingWorker,
+)
 from forwarder.settings.coherence import ENDING_S
 
 
@@ -78,6 +89,7 @@ class Scene:
         self.held: list[Delivery] = []
         self.story: list[str] = []
         self.armed: list[float] = []
+        self.hangs = False
         self.clock = Clock()
         self.book = Book(self.clock, self.story)
         self.drain = Drain(
@@ -88,7 +100,15 @@ class Scene:
             leave=lambda code: self.story.append(f"left {code}"),
             monotonic=lambda: self.clock.now_s,
             sleep=self.clock.sleep,
+            done_within=self.done_within,
         )
+
+    def done_within(self, work: Callable[[], None], seconds: float) -> bool:
+        if self.hangs:
+            self.clock.sleep(seconds)
+            return False
+        work()
+        return True
 
     def abandon(self, delivery: Delivery) -> None:
         note = f"abandoned {delivery.tag}"
@@ -138,7 +158,7 @@ def test_what_still_runs_when_the_time_is_over_is_killed_then_handed_back(scene:
 def test_a_consumer_that_never_closes_does_not_hold_up_the_end(scene: Scene) -> None:
     scene.stop()
     assert scene.story == ["closed", "left 0"]
-    assert scene.clock.now_s == pytest.approx(30 + CLOSING_S + COMING_OUT_S, abs=LOOK_S * 2)
+    assert scene.clock.now_s == pytest.approx(30 + CLOSED_BY_S + COMING_OUT_S, abs=LOOK_S * 2)
 
 
 def test_a_stop_at_once_waits_for_no_task(scene: Scene) -> None:
@@ -185,8 +205,36 @@ def test_the_watchdog_allows_for_the_drain_and_a_second_stop_shortens_it(scene: 
     assert scene.armed == [30 + WATCHDOG_S, WATCHDOG_S]
 
 
-def test_the_watchdog_bites_within_the_time_that_the_settings_reckon_with() -> None:
-    assert COMING_OUT_S < WATCHDOG_S < ENDING_S
+def test_the_steps_of_the_end_follow_each_other_within_the_time_that_the_settings_reckon_with() -> None:
+    moments = [0.0, CLOSED_BY_S, HANDED_BACK_BY_S, OUT_BY_S, ALL_BACK_BY_S, LEFT_BY_S, WATCHDOG_S, ENDING_S]
+    assert moments == sorted(set(moments))
+    assert CLOSED_BY_S + COMING_OUT_S <= OUT_BY_S
+    assert LEFT_BY_S + 2 * LOOK_S < WATCHDOG_S, "it must not bite a worker that leaves by itself"
+
+
+@pytest.mark.parametrize("held", [0, 1, 50])
+def test_a_worker_whose_every_step_hangs_leaves_in_time_and_with_success(held: int, scene: Scene) -> None:
+    for number in range(held):
+        scene.book.open(str(number))
+    scene.hangs = True
+    scene.stop()
+    assert scene.story[-1] == "left 0"
+    assert scene.clock.now_s <= 30 + LEFT_BY_S + LOOK_S
+
+
+def test_hooks_are_flushed_where_the_hand_back_hangs(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
+    scene.hangs = True
+    scene.clock.at(ALL_BACK_BY_S, lambda: setattr(scene, "hangs", False))
+    scene.stop(at_once=True)
+    assert scene.story == ["closed", "left 0"]
+
+
+def test_no_child_is_forked_while_messages_are_handed_back(scene: Scene) -> None:
+    gates: list[str] = []
+    scene.drain._close = lambda: gates.append(repr(scene.book.unforked))
+    scene.drain.end(scene)
+    assert gates == ["<ForkGate inside=1 forking=False>"]
 
 
 def test_an_error_that_ended_the_worker_is_in_the_exit_code(scene: Scene) -> None:
@@ -297,8 +345,8 @@ def test_celerys_worker_has_the_methods_that_the_drain_hooks_into() -> None:
 
 
 @pytest.mark.parametrize("counts_slots", [True, False])
-def test_a_request_that_celery_can_not_begin_goes_back_counted_and_frees_its_slot(counts_slots: bool) -> None:
-    rejected: list[bool] = []
+def test_a_request_that_celery_can_not_begin_goes_back_and_frees_its_slot(counts_slots: bool) -> None:
+    given_back: list[str] = []
     released: list[str] = []
 
     class Request:
@@ -307,13 +355,13 @@ def test_a_request_that_celery_can_not_begin_goes_back_counted_and_frees_its_slo
         def execute_using_pool(self, pool: Any) -> None:
             raise TypeError
 
-        def reject(self, *, requeue: bool) -> None:
-            rejected.append(requeue)
+        def give_back(self, error: BaseException) -> None:
+            given_back.append(type(error).__name__)
 
     worker: Any = object.__new__(DrainingWorker)
     worker.pool = None
     if counts_slots:
         worker._quick_release = lambda: released.append("slot")
     worker._process_task(Request())
-    assert rejected == [True]
+    assert given_back == ["TypeError"]
     assert released == ["slot"] * counts_slots

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "forwarding": (),
     "green_pool": (),
     "prefork_pool": (),
-    "drain": ("brokers.leases",),
+    "drain": ("brokers.leases", "brokers.background"),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
     "app": ("__init__", "pool", "settings", "forwarding", *ADAPTERS),
     "worker": ("__init__", "app", "drain", "pool", "settings", "forwarding", *ADAPTERS),

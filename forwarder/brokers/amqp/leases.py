@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,6 @@ from forwarder.brokers.dead_letters import DELIVERIES_HEADER, dead_queue, earlie
 from forwarder.brokers.leases import Death, Delivery
 
 log = logging.getLogger(__name__)
-
-#: Task ids remembered from lost connections. What a peer took instead of us stays
-#: in memory until it is pushed out.
-FORGIVEN_MAX = 1000
-#: Set by quorum queues on what they deliver again. Past its limit (by default 20
-#: from RabbitMQ 4.0 on) such a queue drops the message:
-#: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
-QUORUM_COUNT_HEADER = "x-delivery-count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +40,10 @@ class Receipt:
 
     @property
     def is_disowned(self) -> bool:
-        """Return whether the broker itself closed the channel, on a connection that it kept."""
+        """Return whether the broker itself closed the channel, on a connection that it kept.
+
+        So it does with a task that outlasts its limit (consumer_timeout), at each delivery.
+        """
         return bool(self.channel.life != self.life)
 
 
@@ -72,8 +66,6 @@ class AmqpLeases:
         self._copies = copies
         self._monotonic = monotonic
         self._stopping = stopping
-        self._lock = threading.Lock()
-        self._forgiven: dict[str, None] = {}
 
     def recount(self, message: Any) -> bool:
         """Publish a message that was delivered before with its new count; return whether that was done.
@@ -84,22 +76,17 @@ class AmqpLeases:
         """
         if not message.delivery_info.get("redelivered"):
             return False
-        if self._is_forgiven(message) and QUORUM_COUNT_HEADER not in message.headers:
-            return False  # it keeps its place in the queue
-        headers = {**message.headers, DELIVERIES_HEADER: self._earlier(message)}
+        headers = {**message.headers, DELIVERIES_HEADER: _earlier(message)}
         try:
             self._copies.publish(_queue_of(message), message.raw, headers=headers)
         except Exception as error:  # noqa: BLE001 - a task that can be run is run
             log.warning("recount_failed queue=%s error=%s", _queue_of(message), type(error).__name__)
             return False
-        self._forget(message)
         message.channel.basic_ack(message.delivery_tag)
         return True
 
     def receive(self, message: Any) -> Delivery:
         """Return the delivery of a kombu message. No IO."""
-        number = self._earlier(message) + 1
-        self._forget(message)
         receipt = Receipt(
             channel=message.channel,
             life=message.channel.life,
@@ -110,7 +97,7 @@ class AmqpLeases:
         return Delivery(
             tag=str(message.delivery_tag),
             queue=_queue_of(message),
-            number=number,
+            number=_earlier(message) + 1,
             confirmed_s=self._monotonic(),
             message=message,
             # A copy is new to the broker.
@@ -170,8 +157,7 @@ class AmqpLeases:
                 delivery.confirmed_s = now_s
             else:
                 lost.append(delivery)
-        self._forgive(lost)
-        return lost
+        return _lost(lost)
 
     def take_over(self) -> int:
         """Return 0: RabbitMQ gives a dead worker's messages to others by itself."""
@@ -179,8 +165,7 @@ class AmqpLeases:
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return all of them: RabbitMQ gives them to others at once. No IO."""
-        self._forgive(deliveries)
-        return deliveries
+        return _lost(deliveries)
 
     def close(self) -> None:
         """Close the connection for copies."""
@@ -197,34 +182,17 @@ class AmqpLeases:
             for consumer_tag in tuple(channel.callbacks):
                 channel.basic_cancel(consumer_tag, nowait=True)
 
-    def _forgive(self, deliveries: Sequence[Delivery]) -> None:
-        """Remember tasks that are not to blame for the end of their lease: this process lives.
 
-        Not those of a channel that the broker closed: a task that outlasts the
-        broker's own limit (consumer_timeout) does so each time, and must not go
-        round for ever.
-        """
-        with self._lock:
-            for delivery in deliveries:
-                if delivery.task_id is not None and not delivery.receipt.is_disowned:
-                    self._forgiven[delivery.task_id] = None
-            while len(self._forgiven) > FORGIVEN_MAX:
-                del self._forgiven[next(iter(self._forgiven))]
+def _lost(deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+    """Return them, those that the broker took away for their task's length marked."""
+    for delivery in deliveries:
+        delivery.blamed = delivery.receipt.is_disowned
+    return deliveries
 
-    def _is_forgiven(self, message: Any) -> bool:
-        task_id = message.headers.get("id")
-        with self._lock:
-            return isinstance(task_id, str) and task_id in self._forgiven
 
-    def _forget(self, message: Any) -> None:
-        if message.delivery_info.get("redelivered") and self._is_forgiven(message):
-            with self._lock:
-                self._forgiven.pop(message.headers["id"], None)
-
-    def _earlier(self, message: Any) -> int:
-        """Return how many deliveries before this one count."""
-        counted = message.delivery_info.get("redelivered") and not self._is_forgiven(message)
-        return earlier_deliveries(message.headers) + (1 if counted else 0)
+def _earlier(message: Any) -> int:
+    """Return how many deliveries came before this one."""
+    return earlier_deliveries(message.headers) + (1 if message.delivery_info.get("redelivered") else 0)
 
 
 def _queue_of(message: Any) -> str:

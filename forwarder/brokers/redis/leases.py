@@ -154,11 +154,7 @@ class RedisLeases:
         run = self._ask_run()
         self._grace.note_contact()
         self._note_run(run)
-        lost = [delivery for delivery in missing if not self._reopen(delivery, run)]
-        for delivery in lost:
-            # This process lives, so it was not the task that ended the lease.
-            self._run_script(scripts.FORGIVE, delivery.queue, delivery.tag)
-        return lost
+        return [delivery for delivery in missing if not self._reopen(delivery, run)]
 
     def take_over(self) -> int:
         """Give back what dead workers left, once the living have had the time to renew theirs."""

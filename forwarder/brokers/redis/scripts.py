@@ -169,14 +169,6 @@ return lease
 """
 )
 
-#: ARGV: queue, a lease that was lost. Takes its delivery out of the count.
-FORGIVE = (
-    _QUEUE
-    + """
-uncount(sha_of(ARGV[2]))
-"""
-)
-
 #: ARGV: queue, most leases at a time, number of lists, the queue's lists. Returns how many items went back.
 SWEEP = (
     _QUEUE

@@ -13,8 +13,10 @@ from celery.worker.consumer import Consumer
 from forwarder.brokers.consumer import REFUSAL_RETRY_S, ForwarderConsumer
 from forwarder.brokers.leases import Death, Delivery, LeaseBook
 from forwarder.forwarding.errors import ForwarderError
+from forwarder.forwarding.ports import PARDONS_MAX
 
 MAX_DELIVERIES = 3
+TOO_MANY = MAX_DELIVERIES + PARDONS_MAX + 2
 BYTES_MAX = 100
 
 
@@ -98,7 +100,7 @@ class Scene:
         consumer._book = self.book = LeaseBook(lambda: self.broker)  # type: ignore[arg-type, return-value]
         consumer._max_deliveries = MAX_DELIVERIES
         consumer._message_bytes_max = BYTES_MAX
-        consumer.app = SimpleNamespace(backend=self.backend)  # type: ignore[assignment]
+        consumer._store = self.backend
         consumer.in_background = lambda work: work()
         consumer.pool = None
         consumer.connection_errors = (ConnectionResetError,)
@@ -143,17 +145,17 @@ def test_a_message_over_the_limit_is_put_aside_with_its_reason_and_a_result(scen
     assert "101 bytes" in scene.broker.dead[0].error
 
 
-@pytest.mark.parametrize("number", [1, MAX_DELIVERIES, MAX_DELIVERIES + 1])
-def test_up_to_one_delivery_past_the_limit_the_pool_decides(scene: Scene, number: int) -> None:
+@pytest.mark.parametrize("number", [1, MAX_DELIVERIES, TOO_MANY - 1])
+def test_up_to_one_delivery_past_what_can_be_pardoned_the_pool_decides(scene: Scene, number: int) -> None:
     scene.receive(number=number)
     assert len(scene.handled) == 1
 
 
 def test_a_task_that_failed_even_to_be_put_aside_never_reaches_the_pool_again(scene: Scene) -> None:
-    scene.receive(number=MAX_DELIVERIES + 2)
+    scene.receive(number=TOO_MANY)
     assert scene.handled == []
     assert scene.backend.stored == [("a", "dead_lettered")]
-    assert scene.broker.dead[0].deliveries == MAX_DELIVERIES + 2
+    assert scene.broker.dead[0].deliveries == TOO_MANY
 
 
 def test_whatever_goes_wrong_with_one_message_ends_with_it(scene: Scene) -> None:
@@ -212,7 +214,7 @@ def test_an_id_that_no_result_can_be_stored_under_is_refused(scene: Scene, task_
 
 def test_a_dead_task_that_has_an_outcome_keeps_it(scene: Scene) -> None:
     scene.backend.outcomes["a"] = "an outcome"
-    scene.receive(number=MAX_DELIVERIES + 2)
+    scene.receive(number=TOO_MANY)
     assert scene.backend.stored == []
     assert scene.broker.dead[0].code == "dead_lettered"
 

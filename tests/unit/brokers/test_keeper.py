@@ -145,7 +145,7 @@ def test_the_log_tells_a_failing_sweep_from_leases_that_are_not_renewed(
 
 def test_a_fork_waits_for_the_end_of_a_round() -> None:
     kept = Kept()
-    kept.book.guard_forks()
+    kept.book.unforked.guard()
     in_round, go_on = threading.Event(), threading.Event()
 
     def renew(deliveries: list[Delivery]) -> list[Delivery]:

@@ -158,3 +158,43 @@ def test_the_book_shows_what_it_holds_and_no_message(book: LeaseBook) -> None:
     delivery = book.open(message("1", id="a", body="secret"))
     assert repr(book) == "<LeaseBook>"
     assert "secret" not in repr(delivery)
+
+
+# --- what counts ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pardoned(book: LeaseBook) -> list[Delivery]:
+    pardoned: list[Delivery] = []
+    book.pardon = pardoned.append
+    return pardoned
+
+
+def test_a_task_that_loses_its_lease_is_pardoned_once(book: LeaseBook, pardoned: list[Delivery]) -> None:
+    delivery = book.open(message())
+    assert book.lose(delivery)
+    assert not book.lose(delivery)
+    assert pardoned == [delivery]
+
+
+def test_a_task_that_may_be_to_blame_for_the_end_of_its_lease_is_not(
+    book: LeaseBook, pardoned: list[Delivery]
+) -> None:
+    delivery = book.open(message())
+    delivery.blamed = True
+    assert book.lose(delivery)
+    assert pardoned == []
+
+
+@pytest.mark.parametrize(
+    ("how", "is_pardoned"),
+    [(Settlement.HAND_BACK, True), (Settlement.REQUEUE, False), (Settlement.ACK, False)],
+)
+def test_what_could_not_be_settled_under_its_lease_is_pardoned_where_it_was_not_to_count(
+    how: Settlement, is_pardoned: bool, broker: Broker, book: LeaseBook, pardoned: list[Delivery]
+) -> None:
+    delivery = book.open(message())
+    broker.away = True
+    book.settle(delivery, how)
+    assert not book.lose(delivery)
+    assert pardoned == [delivery] * is_pardoned

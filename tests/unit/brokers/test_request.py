@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import signal
@@ -21,7 +22,7 @@ from kombu.message import Message
 
 from forwarder.brokers.leases import Death, Delivery, LeaseBook
 from forwarder.brokers.request import ForwardRequest
-from forwarder.forwarding.errors import DeadLettered, InferenceTimeout
+from forwarder.forwarding.errors import SHORTAGE, DeadLettered, InferenceTimeout
 from forwarder.forwarding.task import ForwardTask
 
 MAX_DELIVERIES = 5
@@ -95,16 +96,29 @@ class Scene:
     def __init__(self, *, number: int = 1, headers: dict[str, Any] | None = None) -> None:
         self.leases = FakeLeases(number)
         self.book = LeaseBook(lambda: self.leases)  # type: ignore[arg-type,return-value]
+        self.pardoned: list[Delivery] = []
+        self.book.pardon = self.pardoned.append
         self.backend = FakeBackend()
         self.pool = FakePool()
         self.events: list[str] = []
         self.sleeps: list[float] = []
         self.background: list[Callable[[], None]] = []
         app = Celery("test", set_as_current=False, broker="memory://")
-        app.conf.update(forwarder_book=self.book, forwarder_max_deliveries=MAX_DELIVERIES)
-        app._backend_cache = self.backend  # type: ignore[attr-defined]  # what app.backend returns
+        app.conf.update(
+            forwarder_book=self.book,
+            forwarder_max_deliveries=MAX_DELIVERIES,
+            forwarder_store=self.backend,
+        )
         parts: Any = None
-        app.register_task(ForwardTask(name="forwarder.forward", parts=parts, track_started=False))
+        app.register_task(
+            ForwardTask(
+                name="forwarder.forward",
+                parts=parts,
+                track_started=False,
+                max_deliveries=MAX_DELIVERIES,
+                visibility_timeout_s=60,
+            )
+        )
         self.task = app.tasks["forwarder.forward"]
         self.request = self._request(app, headers or {})
 
@@ -124,6 +138,7 @@ class Scene:
         request = kind(message, app=app, hostname="here", eventer=eventer, task=self.task)
         request.in_background = self.background.append
         request.sleep = self.sleeps.append
+        request.uniform = lambda low, high: (low + high) / 2
         state.task_reserved(request)
         return request
 
@@ -190,7 +205,6 @@ def test_a_task_that_could_not_store_or_publish_goes_back_uncounted(stored: bool
         WorkerLostError("exit"),
         SystemExit(1),
         KeyboardInterrupt(),
-        MemoryError(),
         Terminated(9),
         ValueError(SECRET),
     ],
@@ -207,6 +221,65 @@ def test_a_task_that_broke_off_goes_back_counted(
     assert scene.events == ["task-rejected"]
     assert scene.backend.away == 1
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN])
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_the_worker_was_too_short_of_something_to_run_goes_back_uncounted_a_second_later(
+    begun: bool, number: int
+) -> None:
+    scene = Scene()
+    error = OSError(number, SECRET)
+    scene.fail(error) if begun else scene.request.give_back(error)
+    assert (scene.settled, scene.sleeps) == ([], [])
+    assert scene.events == ["task-rejected"]
+    scene.background.pop()()
+    assert (scene.settled, scene.sleeps, scene.pardoned) == (["hand_back"], [1.0], [])
+    state.task_ready(scene.request)
+
+
+def test_a_task_that_met_a_shortage_itself_goes_back_uncounted_a_second_later() -> None:
+    scene = Scene()
+    scene.fail(Reject(SHORTAGE, requeue=True), stored=True)
+    assert scene.settled == []
+    scene.background.pop()()
+    assert (scene.settled, scene.sleeps) == (["hand_back"], [1.0])
+
+
+def test_a_task_that_took_all_memory_goes_back_a_second_later_and_is_pardoned_which_has_an_end() -> None:
+    """Its own size may be the reason, at each delivery."""
+    scene = Scene()
+    scene.fail(MemoryError())
+    scene.background.pop()()
+    assert (scene.settled, scene.sleeps, scene.pardoned) == (["requeue"], [1.0], [scene.delivery])
+
+
+def test_a_stopping_worker_gives_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    scene.fail(OSError(errno.EMFILE, SECRET))
+    monkeypatch.setattr(state, "should_stop", 0)
+    scene.background.pop()()
+    assert (scene.settled, scene.sleeps) == (["hand_back"], [])
+
+
+def test_what_a_stop_hands_back_during_the_pause_is_not_settled_twice() -> None:
+    scene = Scene()
+    scene.fail(MemoryError())
+    scene.request.abandon(scene.pool)
+    scene.book.hand_back([scene.delivery])
+    scene.background.pop()()
+    assert (scene.settled, scene.pardoned) == (["hand_back"], [])
+
+
+def test_without_a_thread_to_wait_in_a_message_goes_back_at_once() -> None:
+    scene = Scene()
+
+    def no_thread(work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene.request.in_background = no_thread
+    scene.fail(OSError(errno.EAGAIN, SECRET))
+    assert scene.settled == ["hand_back"]
 
 
 @pytest.mark.parametrize("error", [ConnectionError(SECRET), TypeError(SECRET)], ids=["store", "bug"])
@@ -381,9 +454,9 @@ def test_a_revoke_is_not_acked_before_the_store_is_back() -> None:
 def test_a_revoke_that_waits_for_the_store_ends_when_the_message_is_somebody_elses() -> None:
     scene = Scene()
     scene.backend.away = 1_000_000
+    scene.request.sleep = lambda _: scene.request.abandon(scene.pool)
     scene.accept()
     scene.request.terminate(scene.pool, signal="TERM")
-    scene.request.sleep = lambda _: scene.request.abandon(scene.pool)
     scene.background.pop()()
     assert scene.settled == scene.backend.revoked == []
 

@@ -121,6 +121,64 @@ def test_a_dead_task_whose_result_is_there_is_done_and_its_hooks_are_left_alone(
     assert traced.info.state == "IGNORED"
 
 
+def test_a_task_that_was_not_to_blame_for_what_is_above_the_limit_is_run_as_any_other() -> None:
+    scene = Scene(DONE)
+    scene.backend.pardoned = "1"
+    scene.deliver({"args": 1}, request_headers={"forwarder_dead": 6}, redelivered=True)
+    assert kinds(scene) == ["asked", "stored", "hook"]
+    assert scene.metrics.value("forwarder_deliveries_total", queue="q", kind="redelivered") == 1
+
+
+@pytest.mark.parametrize(("number", "pardoned"), [(7, 1), (26, 20), (26, 1000)])
+def test_a_task_that_was_too_often_to_blame_is_dead_and_no_more_is_pardoned_than_the_bound(
+    number: int, pardoned: int
+) -> None:
+    scene = Scene(DONE)
+    scene.backend.pardoned = str(pardoned)
+    scene.deliver({"args": 1}, request_headers={"forwarder_dead": number}, redelivered=True)
+    assert kinds(scene) == ["stored", "hook"]
+    assert "6 times" in scene.story[1][1].response["error"]
+
+
+def test_a_pardoned_task_whose_result_is_there_is_owed_its_hooks() -> None:
+    scene = Scene(DONE)
+    scene.backend.pardoned = "1"
+    scene.backend.finds = [SUCCESS]
+    scene.deliver({"args": 1}, request_headers={"forwarder_dead": 6}, redelivered=True)
+    assert kinds(scene) == ["hook"]
+
+
+def test_the_second_failure_too_many_is_stored_without_hooks_which_may_be_what_the_task_dies_of() -> None:
+    scene = Scene(DONE)
+    scene.deliver({"args": 1}, request_headers={"forwarder_dead": 7}, redelivered=True)
+    assert kinds(scene) == ["stored"]
+
+
+def test_a_task_within_the_limit_does_not_ask_for_pardons() -> None:
+    scene = Scene(DONE)
+    scene.backend.pardoned = "not even a number"
+    scene.deliver({"args": 1}, redelivered=True)
+    assert kinds(scene) == ["asked", "stored", "hook"]
+
+
+def test_a_call_that_outlasted_the_lease_does_not_replace_what_a_peer_committed_meanwhile() -> None:
+    scene = Scene(DONE)
+    scene.takes_s = 60.0
+    scene.backend.finds = [None, SUCCESS]
+    traced = scene.deliver({"args": 1})
+    assert kinds(scene) == ["asked"]
+    assert traced.info.state == "IGNORED"
+
+
+@pytest.mark.parametrize(("takes_s", "reads"), [(59.9, 1), (60.0, 2)])
+def test_only_a_call_that_outlasted_the_lease_looks_a_second_time(takes_s: float, reads: int) -> None:
+    scene = Scene(DONE)
+    scene.takes_s = takes_s
+    scene.deliver({"args": 1})
+    assert kinds(scene) == ["asked", "stored", "hook"]
+    assert scene.backend.reads == reads
+
+
 def test_deliveries_are_counted_by_kind() -> None:
     scene = Scene(DONE)
     for redelivered in (False, True, True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -25,13 +26,14 @@ SECRET = "payload-text"
 class Backend(SingleWriteBackend):
     """Notes what is stored, in the story's common list.
 
-    ``finds`` is a script of what is read, the last line repeats; ``away`` is what an
-    outage raises, at reads, at writes or at both.
+    ``finds`` is a script of what is read, the last line repeats; ``pardoned`` is what
+    stands beside it; ``away`` is what an outage raises, at reads, at writes or at both.
     """
 
     value_bytes_max = 10_000
     story: list[Any]
     away: tuple[str, ...] = ()
+    pardoned: str | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -46,6 +48,8 @@ class Backend(SingleWriteBackend):
     def get(self, key: Any) -> str | None:
         if "read" in self.away:
             raise ConnectionError
+        if key == "forwarder-pardons-t1":
+            return self.pardoned
         self.reads += 1
         return self.finds.pop(0) if len(self.finds) > 1 else self.finds[0]
 
@@ -53,7 +57,12 @@ class Backend(SingleWriteBackend):
 class Scene:
     """One task, its use case, and a story of what happened in which order."""
 
+    max_deliveries = 5
+    visibility_timeout_s = 60.0
+
     def __init__(self, outcome: Any, queues: Sequence[str] = ("q",), track_started: bool = False) -> None:
+        self.now_s = 1000.0
+        self.takes_s = 0.0
         self.story: list[Any] = []
         self.calls: list[TaskCall] = []
         self.metrics = ProcessMetrics()
@@ -65,13 +74,19 @@ class Scene:
         self.outcome = outcome
         self.parts = SimpleNamespace(forwarder=self, hooks=self, metrics=self.metrics)
         self.task = ForwardTask(
-            name="forwarder.forward", parts=lambda: self.parts, track_started=track_started
+            name="forwarder.forward",
+            parts=lambda: self.parts,
+            track_started=track_started,
+            max_deliveries=self.max_deliveries,
+            visibility_timeout_s=self.visibility_timeout_s,
+            monotonic=lambda: self.now_s,
         )
         self.app.register_task(self.task)
 
     def forward(self, call: TaskCall) -> Any:
         self.calls.append(call)
         self.story.append(("asked", call.task_id))
+        self.now_s += self.takes_s
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -230,3 +245,11 @@ def test_a_task_that_goes_back_starts_its_count_of_deliveries_anew(published: li
     headers = {"x-forwarder-deliveries": 4, "forwarder_dead": None, "traceparent": "00-ab-cd-01"}
     scene.deliver({"args": 1}, request_headers=headers)
     assert published[0]["headers"] == {"traceparent": "00-ab-cd-01"}
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_what_the_worker_lacks_is_not_the_tasks_failure(number: int) -> None:
+    scene = Scene(OSError(number, SECRET))
+    rejected = scene.deliver({"args": 1}).info.retval
+    assert (rejected.reason, rejected.requeue) == ("worker_shortage", True)
+    assert [kind for kind, _ in scene.story] == ["asked"]

@@ -14,6 +14,7 @@ from celery._state import _task_stack  # type: ignore[attr-defined]  # the stubs
 from celery.app.task import Context
 from celery.exceptions import Reject, Retry, TaskRevokedError
 from kombu.exceptions import EncodeError
+from kombu.utils.encoding import bytes_to_str
 
 from forwarder.forwarding.errors import InternalError, InvalidPayload, ResultTooLarge, as_forwarder_error
 from forwarder.forwarding.ports import Stored
@@ -35,11 +36,11 @@ class MemoryBackend(SingleWriteBackend):
 
     def get(self, key: Any) -> str | None:
         self.calls.append("get")
-        return self.held.get(key.decode())
+        return self.held.get(bytes_to_str(key))
 
     def set(self, key: Any, value: Any) -> None:
         self.calls.append("set")
-        self.held[key.decode()] = value
+        self.held[bytes_to_str(key)] = value
 
     def meta(self, task_id: str) -> dict[str, Any]:
         return dict(json.loads(self.held[f"celery-task-meta-{task_id}"]))
@@ -144,6 +145,15 @@ def test_a_strangers_failure_is_an_outcome_whatever_it_holds(backend: MemoryBack
 def test_what_nobody_can_read_is_no_outcome(backend: MemoryBackend, value: str) -> None:
     backend.held["celery-task-meta-t1"] = value
     assert backend.find("t1") is None
+
+
+def test_pardons_add_up_beside_the_result_which_stays(backend: MemoryBackend) -> None:
+    backend.store_result("t1", 1, "SUCCESS")
+    assert backend.pardons("t1") == 0
+    backend.pardon("t1")
+    backend.pardon("t1")
+    assert (backend.pardons("t1"), backend.pardons("t2")) == (2, 0)
+    assert backend.find("t1") == Stored(state="SUCCESS", response=1)
 
 
 class AwayBackend(MemoryBackend):

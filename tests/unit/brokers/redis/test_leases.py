@@ -127,14 +127,11 @@ def test_a_delivery_carries_the_time_at_which_it_was_asked_for(
     assert arguments[:3] == [10, 60_000, 1000]
 
 
-def test_a_missing_lease_is_lost_and_forgiven_while_the_server_runs_on(
-    leases: RedisLeases, server: Server
-) -> None:
+def test_a_missing_lease_is_lost_while_the_server_runs_on(leases: RedisLeases, server: Server) -> None:
     leases.meet()
     delivery = deliver(leases, server)
     server.leases.clear()
     assert leases.renew([delivery]) == [delivery]
-    assert server.called(scripts.FORGIVE) == 1
     assert server.called(scripts.REOPEN) == 0
     assert leases.ack(delivery) is False
 
@@ -207,7 +204,7 @@ def test_what_is_settled_while_it_is_renewed_is_neither_lost_nor_opened_again(
     for run in ("first", "second"):
         server.run = run
         assert leases.renew([delivery]) == []
-    assert server.called(scripts.REOPEN) == server.called(scripts.FORGIVE) == 0
+    assert server.called(scripts.REOPEN) == 0
 
 
 def test_a_settlement_that_failed_leaves_the_delivery_to_be_renewed(
