@@ -6,7 +6,9 @@ The worker never makes any of these. Every function takes the environment of a
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,15 +21,22 @@ TRUST_ANYBODY = json.dumps(
     }
 )
 
+#: Neither a session nor the making of a client is thread-safe.
+_one_at_a_time = threading.Lock()
+
 
 def client(env: Mapping[str, str], service: str) -> Any:
     """Return a boto3 client for ``env`` that takes nothing from our own environment."""
-    session = boto3.session.Session(
-        aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-        region_name=env["AWS_REGION"],
-    )
-    return session.client(service, endpoint_url=env["AWS_ENDPOINT_URL"])  # type: ignore[call-overload]
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+    with _one_at_a_time:
+        session = _session(*(env[name] for name in names))
+        return session.client(service, endpoint_url=env["AWS_ENDPOINT_URL"])  # type: ignore[call-overload]
+
+
+@functools.cache
+def _session(key_id: str, secret: str, region: str) -> boto3.session.Session:
+    """Return one session for the same credentials: it reads AWS's models, 0.1 s of CPU, only once."""
+    return boto3.session.Session(aws_access_key_id=key_id, aws_secret_access_key=secret, region_name=region)
 
 
 def create_queue(env: Mapping[str, str], name: str, **attributes: str) -> str:

@@ -8,7 +8,8 @@ number is its place, counted from 1. Integers are exact, so a client can check t
 
 ``GET /readyz`` is 200 or 503. ``GET /stats`` counts requests, connections, the peak of
 concurrent requests and the requests per ``id``. ``POST /control`` takes ``{"ready": bool,
-"behaviour": {…} for requests that bring none, "reset": true to clear the stats}``.
+"behaviour": {…} for requests that bring none, "release": true to answer what is held and hold
+nothing more, "reset": true to clear the stats and to hold again}``.
 
 With ``--ledger FILE`` each request is noted there as it begins, with the port that it came
 from: that outlives this process (see :mod:`forwarder.testing.ledger`).
@@ -17,6 +18,7 @@ from: that outlives this process (see :mod:`forwarder.testing.ledger`).
 
 =================  ===========================================================================
 ``sleep_s``        wait before anything else
+``hold``           then wait for the release; end at once when the client closes its connection
 ``busy``           answer the first so many requests of this ``id`` with 503 (or ``status``)
 ``status``         this status; the body stays JSON
 ``retry_after``    the Retry-After header's value, on ``busy`` and ``status``
@@ -32,6 +34,7 @@ from: that outlives this process (see :mod:`forwarder.testing.ledger`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import threading
@@ -48,6 +51,7 @@ from forwarder.testing.ledger import Ledger
 LOOPBACK = "127.0.0.1"
 BACKLOG = 1024  # more than the 512 connections that may come at once
 STACK_BYTES = 1024 * 1024  # of a connection's thread: 512 of them need not reserve 4 GiB
+HOLD_LOOK_S = 0.1  # between two looks whether the client of a held request is still there
 DEEP = 100_000  # brackets; Python's json gives up after about a thousand
 
 ANSWERS = {
@@ -124,6 +128,7 @@ class ModelHTTPServer(ThreadingHTTPServer):
         self.ledger = ledger
         self.ready = True
         self.behaviour: dict[str, Any] = {}
+        self.released = threading.Event()
         super().__init__((LOOPBACK, port), Handler)
 
 
@@ -173,8 +178,11 @@ class Handler(BaseHTTPRequestHandler):
     def _control(self, changes: dict[str, Any]) -> None:
         self.server.ready = changes.get("ready", self.server.ready)
         self.server.behaviour = changes.get("behaviour", self.server.behaviour)
+        if changes.get("release"):
+            self.server.released.set()
         if changes.get("reset"):
             self.server.stats.reset()
+            self.server.released.clear()
         self._answer_json({})
 
     def _predict(self, body: dict[str, Any]) -> None:
@@ -185,11 +193,19 @@ class Handler(BaseHTTPRequestHandler):
         nth = self.server.stats.begin(request_id)
         try:
             time.sleep(behaviour.get("sleep_s", 0.0))
+            if behaviour.get("hold"):
+                self._hold()
             self._misbehave(body, behaviour, nth=nth)
         except OSError:
             self.close_connection = True  # the client has given up: nobody is left to answer
         finally:
             self.server.stats.end()
+
+    def _hold(self) -> None:
+        while not self.server.released.wait(HOLD_LOOK_S):
+            with contextlib.suppress(BlockingIOError):
+                if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    raise ConnectionAbortedError("the client has given up")
 
     def _misbehave(self, body: dict[str, Any], behaviour: dict[str, Any], *, nth: int) -> None:
         busy_for = behaviour.get("busy")

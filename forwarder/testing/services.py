@@ -224,12 +224,12 @@ class ModelServer(Service):
         """Return what it has served: see ``GET /stats``."""
         return dict(self._call("GET", "/stats"))
 
-    def wait_in_flight(self, number: int, timeout_s: float = 30.0) -> None:
+    def wait_in_flight(self, number: int, timeout_s: float = 60.0) -> None:
         """Block until so many predictions run at the same time. Raises StartFailed on timeout."""
         self.process.wait_until(lambda: self.stats()["in_flight"] >= number, timeout_s=timeout_s)
 
     def control(self, **changes: Any) -> None:
-        """Change it while it runs: ``ready``, ``behaviour`` (for every request), ``reset`` (the stats)."""
+        """Change it while it runs: ``ready``, ``behaviour``, ``release``, ``reset`` of ``POST /control``."""
         self._call("POST", "/control", json.dumps(changes))
 
     def _call(self, method: str, path: str, body: str | None = None) -> Any:

@@ -58,15 +58,15 @@ class Worker:
         """Start it. Does not wait: see ``wait_ready``."""
         self._process.start(self._command)
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = 90.0) -> None:
         """Block until it consumes. Raises StartFailed with the end of its log."""
         self.wait_for_log(READY, timeout_s)
 
-    def wait_for_log(self, text: str, timeout_s: float = 30.0) -> None:
+    def wait_for_log(self, text: str, timeout_s: float = 60.0) -> None:
         """Block until the log contains ``text``. Raises StartFailed if it ends or takes too long."""
         self._process.wait_until(lambda: text in self.log(), timeout_s=timeout_s)
 
-    def wait_exit(self, timeout_s: float = 30.0) -> int:
+    def wait_exit(self, timeout_s: float = 60.0) -> int:
         """Block until it ends by itself and return its exit code. Raises StartFailed on timeout."""
         return self._process.wait_exit(timeout_s=timeout_s)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,26 +19,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pytest
+import redis
 
 from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
 from forwarder.testing.producer import Producer
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import CHECKOUT, ModelServer, NotInstalled, Service, Valkey
 from forwarder.testing.worker import Worker
-
-HERE = Path(__file__).parent
-TIMEOUT_S = 120
+from tests.integration.scenes import RedisScene, idle, wait_until
 
 StartWorker = Callable[..., Worker]
 MakeProducer = Callable[..., Producer]
 S = TypeVar("S", bound=Service)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every integration test that sets no timeout the default one."""
-    for item in items:
-        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -105,7 +98,9 @@ def model_servers() -> Iterator[ModelServer]:
 
 @pytest.fixture
 def model_server(model_servers: ModelServer) -> ModelServer:
-    """The sample model server: ready, well-behaved and with empty stats."""
+    """The sample model server: ready, well-behaved, with empty stats and nothing in flight."""
+    model_servers.control(release=True)
+    wait_until(lambda: idle(model_servers), "an earlier test's request has ended")
     model_servers.control(ready=True, behaviour={}, reset=True)
     return model_servers
 
@@ -117,7 +112,17 @@ def queue_name() -> str:
 
 
 @pytest.fixture
-def worker(request: pytest.FixtureRequest, queue_name: str) -> Iterator[StartWorker]:
+def nobody() -> Iterator[str]:
+    """Host and port where nobody listens: the port is bound, so that nobody takes it while the test runs."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{reserved.getsockname()[1]}"
+
+
+@pytest.fixture
+def worker(
+    request: pytest.FixtureRequest, queue_name: str, model_server: ModelServer
+) -> Iterator[StartWorker]:
     """Start a worker on ``queue_name``: ``worker(pool=…, env=…, args=…, ddtrace=…)``.
 
     Returns at once: ``wait_ready()`` blocks until it consumes. All are stopped after the test.
@@ -138,6 +143,7 @@ def worker(request: pytest.FixtureRequest, queue_name: str) -> Iterator[StartWor
             return stack.enter_context(started[-1])
 
         yield start
+        model_server.control(release=True)  # no worker need wait for its drain
 
 
 @pytest.fixture
@@ -151,6 +157,17 @@ def producer(queue_name: str) -> Iterator[MakeProducer]:
             return made
 
         yield make
+
+
+@pytest.fixture
+def redis_scene(
+    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+) -> Iterator[RedisScene]:
+    """A queue on Redis with its sender; no worker yet."""
+    env = {"FORWARDER_BROKER_URL": valkey.url, "FORWARDER_RESULT_BACKEND": valkey.url, **model_server.env}
+    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    with redis.Redis.from_url(valkey.url) as broker:
+        yield RedisScene(env, broker, sender, worker)
 
 
 class Receiver:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,21 +16,15 @@ from forwarder.testing.producer import Producer
 from forwarder.testing.proxy import Proxy
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.scenes import HELD, PATIENCE_S, POOLS, asked, idle, total, wait_until
 
 if TYPE_CHECKING:
     from forwarder.testing.worker import Worker
     from tests.integration.conftest import MakeProducer, StartWorker
 
-pytestmark = pytest.mark.timeout(90)
-
-POOLS = ["prefork", "gevent"]
 VISIBILITY_TIMEOUT_S = 5
-#: Seconds until both sides have noticed a silent connection, and one for two slow cores.
-NOTICED_S = VISIBILITY_TIMEOUT_S + 10 + 1
-#: An answer that takes 20 s to come, and tells the model server byte by byte whether anybody still reads.
-SLOW = {"trickle_head_s": 0.3}
-#: Enough to happen during, and short enough to wait for.
-SHORT = {"sleep_s": 4}
+#: Seconds until both sides have noticed a silent connection, and some for two slow cores.
+NOTICED_S = VISIBILITY_TIMEOUT_S + 10 + 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +35,9 @@ class Scene:
     env: dict[str, str]
     sender: Producer
 
-    def send(self, behaviour: dict[str, Any] | None = None) -> AsyncResult[Any]:
-        """Send the one task; without a behaviour the model server's own holds."""
-        asked = {} if behaviour is None else {"behaviour": behaviour}
-        return self.sender.send({"args": {"id": "task", "numbers": [1], **asked}})
+    def send(self, **args: Any) -> AsyncResult[Any]:
+        """Send the one task; without a ``behaviour`` the model server's own holds."""
+        return self.sender.send({"args": {"id": "task", "numbers": [1], **args}})
 
     def through(self, proxy: Proxy) -> dict[str, str]:
         """Return settings for a worker that reaches the server through the proxy."""
@@ -82,19 +75,6 @@ def scene(
     return Scene(rabbitmq, env, producer(broker_url=rabbitmq.url, backend=valkey.url, conf=conf))
 
 
-def wait_until(probe: Callable[[], bool], timeout_s: float, what: str) -> float:
-    """Return the seconds that it took."""
-    started = time.monotonic()
-    while not probe():
-        assert time.monotonic() < started + timeout_s, what
-        time.sleep(0.05)
-    return time.monotonic() - started
-
-
-def asked(model_server: ModelServer) -> int:
-    return int(model_server.stats()["by_id"].get("task", 0))
-
-
 def ready(worker: StartWorker, pool: str, env: dict[str, str]) -> Worker:
     started = worker(pool=pool, env=env)
     started.wait_ready()
@@ -110,13 +90,14 @@ def test_a_killed_workers_task_is_finished_by_an_idle_peer(
     pool: str, scene: Scene, worker: StartWorker, model_server: ModelServer
 ) -> None:
     victim = ready(worker, pool, scene.env)
-    result = scene.send(SHORT)
+    result = scene.send(behaviour=HELD)
     model_server.wait_in_flight(1)
     ready(worker, pool, scene.env)
     victim.kill()
-    wait_until(lambda: asked(model_server) == 2, VISIBILITY_TIMEOUT_S + 10, "taken over")
-    assert result.get(timeout=30)["result"]["sum"] == 1
-    assert asked(model_server) == 2
+    wait_until(lambda: asked(model_server, "task") == 2, "taken over", VISIBILITY_TIMEOUT_S + 10)
+    model_server.control(release=True)
+    assert total(result) == 1
+    assert asked(model_server, "task") == 2
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -124,13 +105,14 @@ def test_after_the_server_was_killed_and_started_again_the_same_worker_finishes_
     pool: str, scene: Scene, worker: StartWorker, model_server: ModelServer
 ) -> None:
     running = ready(worker, pool, scene.env | {"FORWARDER_MAX_DELIVERIES": "1"})
-    result = scene.send(SHORT)
+    result = scene.send(behaviour=HELD)
     model_server.wait_in_flight(1)
     scene.rabbitmq.process.kill()
     running.wait_for_log("at=disconnection")
+    model_server.control(release=True)
     scene.rabbitmq.restart()
-    assert result.get(timeout=40)["result"]["sum"] == 1
-    assert scene.send().get(timeout=20)["result"]["sum"] == 1
+    assert total(result) == 1
+    assert total(scene.send()) == 1
     assert running.alive
 
 
@@ -140,13 +122,14 @@ def test_after_its_connection_was_cut_the_worker_finishes_uncounted_and_logs_a_f
 ) -> None:
     with Proxy(target_port=scene.rabbitmq.port) as proxy:
         running = ready(worker, pool, scene.through(proxy) | {"FORWARDER_MAX_DELIVERIES": "1"})
-        result = scene.send(SHORT)
+        result = scene.send(behaviour=HELD)
         model_server.wait_in_flight(1)
         proxy.cut()
         running.wait_for_log("at=disconnection")
+        model_server.control(release=True)
         proxy.heal()
-        assert result.get(timeout=30)["result"]["sum"] == 1
-        assert asked(model_server) == 2
+        assert total(result) == 1
+        assert asked(model_server, "task") == 2
         for noise in ("Traceback", "CPendingDeprecationWarning"):
             assert noise not in running.log()
         running.stop()
@@ -159,7 +142,7 @@ def test_a_worker_behind_a_silent_connection_lets_go_of_what_a_peer_runs_and_goe
     """With confirmations, stock prefork waits for that of its heartbeat event, and looks at nothing else."""
     with Proxy(target_port=scene.rabbitmq.port) as proxy:
         cut_off = ready(worker, pool, scene.through(proxy))
-        model_server.control(behaviour=SLOW)
+        model_server.control(behaviour=HELD)
         result = scene.send()
         model_server.wait_in_flight(1)
         peer = ready(worker, pool, scene.env)
@@ -168,14 +151,15 @@ def test_a_worker_behind_a_silent_connection_lets_go_of_what_a_peer_runs_and_goe
         proxy.freeze()
         frozen_s = time.monotonic()
         cut_off.wait_for_log("at=disconnection", timeout_s=NOTICED_S)
-        wait_until(lambda: model_server.stats()["in_flight"] == 0, 3, "its copy was cancelled")
-        assert result.get(timeout=NOTICED_S - (time.monotonic() - frozen_s))["result"]["sum"] == 1
-        assert asked(model_server) == 2
+        wait_until(lambda: idle(model_server), "its copy was cancelled", 5)
+        left_s = NOTICED_S - (time.monotonic() - frozen_s)
+        assert result.get(timeout=max(left_s, 1.0))["result"]["sum"] == 1
+        assert asked(model_server, "task") == 2
 
         peer.stop()
         proxy.heal()
-        assert scene.send().get(timeout=20)["result"]["sum"] == 1
-        assert asked(model_server) == 3
+        assert total(scene.send()) == 1
+        assert asked(model_server, "task") == 3
         cut_off.stop()
 
 
@@ -184,31 +168,34 @@ def test_a_stopping_worker_hands_a_long_task_back_uncounted(
     pool: str, scene: Scene, worker: StartWorker, model_server: ModelServer
 ) -> None:
     running = ready(worker, pool, scene.env)
-    scene.send(SLOW)
+    scene.send(behaviour=HELD)
     model_server.wait_in_flight(1)
     assert running.stop() == 0
     [message] = scene.take(scene.sender.queue)
     assert message.headers["x-forwarder-deliveries"] == 0
     assert not message.delivery_info["redelivered"]
-    wait_until(lambda: model_server.stats()["in_flight"] == 0, 3, "nothing runs on")
+    wait_until(lambda: idle(model_server), "nothing runs on")
 
 
 def test_a_task_that_kills_its_process_each_time_ends_as_a_failure_and_one_dead_letter(
     scene: Scene, worker: StartWorker, model_server: ModelServer
 ) -> None:
+    def is_delivery(number: int) -> bool:
+        return asked(model_server, "task") == number and not idle(model_server)
+
     running = ready(worker, "prefork", scene.env | {"FORWARDER_MAX_DELIVERIES": "3"})
-    result = scene.send(SLOW)
+    result = scene.send(behaviour=HELD)
     for deliveries in (1, 2, 3):
-        wait_until(lambda expected=deliveries: asked(model_server) == expected, 20, "another delivery")  # type: ignore[misc]
+        wait_until(partial(is_delivery, deliveries), "another delivery")
         [busy] = [pid for pid in running.children() if talks_to(pid, model_server.port)]
         psutil.Process(busy).kill()
     with pytest.raises(Exception, match="delivered 4 times without an outcome") as failure:
-        result.get(timeout=20)
+        result.get(timeout=PATIENCE_S)
     assert type(failure.value).__name__ == "DeadLettered"
     assert running.stop() == 0
     dead = scene.take(f"{scene.sender.queue}.dead")
     assert [letter.headers["x-forwarder-death"]["deliveries"] for letter in dead] == [4]
-    assert asked(model_server) == 3
+    assert asked(model_server, "task") == 3
     assert scene.take(scene.sender.queue) == []
 
 

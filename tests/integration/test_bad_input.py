@@ -18,6 +18,7 @@ from forwarder.testing.aws_resources import client, create_queue
 from forwarder.testing.producer import Producer, sqs_broker_url, sqs_conf
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.scenes import HELD, PATIENCE_S, POOLS
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -33,7 +34,7 @@ def failure(sender: Producer, task_id: str) -> dict[str, Any]:
     """Wait for a task's failure and return its error object."""
     result = sender.result(task_id)
     with pytest.raises(Exception):  # noqa: B017, PT011 - any class: Celery makes it up from the name
-        result.get(timeout=30)
+        result.get(timeout=PATIENCE_S)
     assert result.state == "FAILURE"
     backend: Any = sender.app.backend
     meta = json.loads(backend.get(backend.get_key_for_task(task_id)))
@@ -65,7 +66,7 @@ def message(queue: str, body: bytes, **headers: Any) -> tuple[str, str]:
     return task_id, json.dumps(item)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
     pool: str,
     worker: StartWorker,
@@ -142,7 +143,7 @@ def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
     codes = {task_id: failure(sender, task_id)["code"] for task_id in expected}
     assert codes == expected
     for task_id in good:
-        assert sender.result(task_id).get(timeout=30)["status_code"] == 200
+        assert sender.result(task_id).get(timeout=PATIENCE_S)["status_code"] == 200
     assert running.alive
     assert SECRET not in running.log()
     assert running.stop() == 0
@@ -160,7 +161,7 @@ BAD_ANSWERS: list[tuple[dict[str, Any], str]] = [
     ({"huge_bytes": 2_000_000}, "response_too_large"),
     ({"trickle_s": 0.2}, "inference_timeout"),
     ({"trickle_head_s": 0.2}, "inference_timeout"),
-    ({"sleep_s": 20}, "inference_timeout"),
+    (HELD, "inference_timeout"),
     ({"cut": True}, "inference_unreachable"),
     ({"status": 503}, "inference_busy"),
 ]
@@ -176,7 +177,7 @@ OTHER_ANSWERS: list[tuple[dict[str, Any], Any, int]] = [
 ]
 
 
-@pytest.mark.parametrize("bad_answers", ["prefork", "gevent"], indirect=True)
+@pytest.mark.parametrize("bad_answers", POOLS, indirect=True)
 def test_every_bad_answer_gets_its_code(bad_answers: tuple[Producer, Any]) -> None:
     sender, running = bad_answers
     sent = [
@@ -184,7 +185,7 @@ def test_every_bad_answer_gets_its_code(bad_answers: tuple[Producer, Any]) -> No
         for behaviour, code in BAD_ANSWERS
     ]
     assert [failure(sender, task_id)["code"] for task_id, _ in sent] == [code for _, code in sent]
-    assert sender.send({"args": {"numbers": [2]}}).get(timeout=30)["result"]["sum"] == 2
+    assert sender.send({"args": {"numbers": [2]}}).get(timeout=PATIENCE_S)["result"]["sum"] == 2
     assert running.alive
 
 
@@ -197,7 +198,7 @@ def test_other_answers_are_results(bad_answers: tuple[Producer, Any]) -> None:
         )
         for behaviour, result, status in OTHER_ANSWERS
     ]
-    assert [result.get(timeout=30) for result, _ in sent] == [expected for _, expected in sent]
+    assert [result.get(timeout=PATIENCE_S) for result, _ in sent] == [expected for _, expected in sent]
 
 
 def test_a_busy_server_is_asked_again_until_it_answers(
@@ -210,7 +211,7 @@ def test_a_busy_server_is_asked_again_until_it_answers(
         "c": {"busy": 1, "status": 429},
     }
     sent = [sender.send({"args": {"id": key, "behaviour": how}}) for key, how in behaviours.items()]
-    assert [result.get(timeout=30)["status_code"] for result in sent] == [200, 200, 200]
+    assert [result.get(timeout=PATIENCE_S)["status_code"] for result in sent] == [200, 200, 200]
     assert model_server.stats()["by_id"] == {"a": 2, "b": 2, "c": 2}
 
 
@@ -227,8 +228,8 @@ def bad_answers(
         "FORWARDER_BROKER_URL": valkey.url,
         "FORWARDER_RESULT_BACKEND": valkey.url,
         "FORWARDER_CONCURRENCY": "10",
-        "FORWARDER_TASK_TIMEOUT_S": "2",
-        "FORWARDER_READ_TIMEOUT_S": "1",
+        "FORWARDER_TASK_TIMEOUT_S": "6",
+        "FORWARDER_READ_TIMEOUT_S": "3",
         "FORWARDER_RESPONSE_BYTES_MAX": "1000000",
         "FORWARDER_RETRY_SLOT_S": "3",
         "FORWARDER_MAX_RETRIES": "1",
@@ -258,7 +259,7 @@ def test_garbage_on_sqs_does_not_stop_the_worker(
     running.wait_ready()
     conf = sqs_conf(moto.env, queue=queue_name, url=url)
     sender = producer(broker_url=sqs_broker_url(moto.env), backend=valkey.url, conf=conf)
-    assert sender.send({"args": {"numbers": [1]}}).get(timeout=60)["status_code"] == 200
+    assert sender.send({"args": {"numbers": [1]}}).get(timeout=PATIENCE_S)["status_code"] == 200
     assert running.alive
     assert running.log().count("code=invalid_message") == 4
     assert SECRET not in running.log()
@@ -281,7 +282,7 @@ def test_garbage_on_rabbitmq_does_not_stop_the_worker(
         raw.publish(b"gASVCg==", content_type="application/x-python-serialize", content_encoding="binary")
         raw.publish(b"[]", content_type="application/json", content_encoding="utf-8", headers={"task": 5})
     sender = producer(broker_url=rabbitmq.url, backend=valkey.url)
-    assert sender.send({"args": {"numbers": [1]}}).get(timeout=60)["status_code"] == 200
+    assert sender.send({"args": {"numbers": [1]}}).get(timeout=PATIENCE_S)["status_code"] == 200
     assert running.alive
     assert SECRET not in running.log()
 
@@ -291,7 +292,7 @@ def test_a_task_that_meets_a_busy_server_too_long_goes_back_to_the_queue(
 ) -> None:
     """The slot's budget is 3 s here: the task goes back once and is done by its second delivery."""
     sender, running = bad_answers
-    body = {"id": "back", "numbers": [1], "behaviour": {"busy": 5, "retry_after": 1}}
-    assert sender.send({"args": body}).get(timeout=60)["status_code"] == 200
+    body = {"id": "back", "numbers": [1], "behaviour": {"busy": 4, "retry_after": 1}}
+    assert sender.send({"args": body}).get(timeout=PATIENCE_S)["status_code"] == 200
     assert "action=go_back" in running.log()
-    assert model_server.stats()["by_id"]["back"] == 6
+    assert model_server.stats()["by_id"]["back"] == 5

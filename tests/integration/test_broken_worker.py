@@ -6,52 +6,23 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from celery.result import AsyncResult
 
 from forwarder.testing.processes import family
-from forwarder.testing.producer import Producer
-from forwarder.testing.services import ModelServer, Valkey
+from forwarder.testing.services import ModelServer
+from tests.integration.scenes import HELD, PATIENCE_S, POOLS, RedisScene, asked, idle, total, wait_until
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import MakeProducer, StartWorker
-
-pytestmark = pytest.mark.timeout(90)
-
-POOLS = ["prefork", "gevent"]
-#: An answer that takes 20 s to come, and tells the model server byte by byte whether anybody still reads.
-SLOW = {"trickle_head_s": 0.3}
-VISIBILITY_S = 2
+    from forwarder.testing.worker import Worker
 
 
-def settings(valkey: Valkey, model_server: ModelServer, **more: str) -> dict[str, str]:
-    return {
-        "FORWARDER_BROKER_URL": valkey.url,
-        "FORWARDER_RESULT_BACKEND": valkey.url,
-        **model_server.env,
-        **more,
-    }
-
-
-def queued(sender: Producer) -> int:
-    backend: Any = sender.app.backend
-    return int(backend.client.llen(sender.queue))
-
-
-def wait_until(probe: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not probe():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def asking(worker: Any, model_server: ModelServer) -> list[psutil.Process]:
+def asking(worker: Worker, model_server: ModelServer) -> list[psutil.Process]:
     """Return the worker's processes that are connected to the model server."""
     return [
         process
@@ -67,33 +38,38 @@ def asking(worker: Any, model_server: ModelServer) -> list[psutil.Process]:
 
 @pytest.mark.parametrize("stopping", [False, True], ids=["running", "stopping"])
 def test_a_child_that_is_killed_costs_its_own_task_a_delivery_and_no_other(
-    stopping: bool, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    stopping: bool, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    env = settings(valkey, model_server, FORWARDER_MAX_DELIVERIES="1")
-    running = worker(pool="prefork", env=env)
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    first = sender.send({"args": {"id": "first", "numbers": [1], "behaviour": {"sleep_s": 4}}})
+    running = redis_scene.ready("prefork", MAX_DELIVERIES="1", DRAIN_TIMEOUT_S="60")
+    first = redis_scene.send(request_id="first", numbers=[1], behaviour=HELD)
     model_server.wait_in_flight(1)
     (victim,) = asking(running, model_server)
-    second = sender.send({"args": {"id": "second", "numbers": [2], "behaviour": {"sleep_s": 4}}})
+    second = redis_scene.send(request_id="second", numbers=[2], behaviour=HELD)
     model_server.wait_in_flight(2)
     if stopping:
         os.kill(running.pid, signal.SIGTERM)
-        time.sleep(1)
+        running.wait_for_log("drain_start")
 
     victim.kill()
 
-    assert second.get(timeout=20)["result"]["sum"] == 2
+    if stopping:
+        wait_until(lambda: redis_scene.queued() == 1, "its task is given back")
+    else:
+        dead_lettered(first)
+    model_server.control(release=True)
+    assert total(second) == 2
     if stopping:
         assert running.wait_exit() == 0
         assert "handed_back" not in running.log()
-        assert queued(sender) == 1
-        worker(pool="prefork", env=env)
-    with pytest.raises(Exception, match="delivered 2 times"):
-        first.get(timeout=30)
+        redis_scene.start("prefork", MAX_DELIVERIES="1")
+        dead_lettered(first)
     assert model_server.stats()["by_id"] == {"first": 1, "second": 1}
-    assert sender.send({"args": {"numbers": [3]}}).get(timeout=30)["result"]["sum"] == 3
+    assert total(redis_scene.send(numbers=[3])) == 3
+
+
+def dead_lettered(result: AsyncResult[Any]) -> None:
+    with pytest.raises(Exception, match="delivered 2 times"):
+        result.get(timeout=PATIENCE_S)
 
 
 # --- file descriptors are exhausted ---------------------------------------------------------
@@ -117,48 +93,44 @@ def cpu_s(process: psutil.Process) -> float:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_that_can_open_nothing_goes_on_with_what_it_has_and_does_not_spin(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    # On a slow machine the wait takes many deliveries.
-    running = worker(pool=pool, env=settings(valkey, model_server) | {"FORWARDER_MAX_DELIVERIES": "1000"})
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    sender.send({"args": {}}).get(timeout=20)
+    running = redis_scene.ready(pool, MAX_DELIVERIES="1")
+    total(redis_scene.send())
     time.sleep(1)  # its other connections are made by then
     main = psutil.Process(running.pid)
     with ExitStack() as stack:
         for process in family(running.pid):
             stack.enter_context(no_more_descriptors(process))
-        results = [sender.send({"args": {"id": str(n), "numbers": [n]}}) for n in range(6)]
+        results = [redis_scene.send(request_id=str(n), numbers=[n]) for n in range(6)]
         spent_s = -cpu_s(main)
         time.sleep(4)
         spent_s += cpu_s(main)
     assert spent_s < 2
-    assert [result.get(timeout=30)["result"]["sum"] for result in results] == list(range(6))
-    assert {model_server.stats()["by_id"][str(n)] for n in range(6)} == {1}
+    assert [total(result) for result in results] == list(range(6))
+    assert {asked(model_server, str(n)) for n in range(6)} == {1}
     assert running.stop() == 0
 
 
 def test_a_worker_that_cannot_replace_a_dead_child_finishes_what_runs_and_ends_with_1(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
     """Whatever keeps the worker running starts one that has none of the old one's leaks."""
-    env = settings(valkey, model_server)
-    running = worker(pool="prefork", env=env)
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    killed = sender.send({"args": {"id": "killed", "numbers": [1], "behaviour": {"sleep_s": 3}}})
+    running = redis_scene.ready("prefork", DRAIN_TIMEOUT_S="60")
+    killed = redis_scene.send(request_id="killed", numbers=[1], behaviour=HELD)
     model_server.wait_in_flight(1)
     (victim,) = asking(running, model_server)
-    other = sender.send({"args": {"id": "other", "numbers": [2], "behaviour": {"sleep_s": 3}}})
+    other = redis_scene.send(request_id="other", numbers=[2], behaviour=HELD)
     model_server.wait_in_flight(2)
     with no_more_descriptors(psutil.Process(running.pid)):
         victim.kill()
+        running.wait_for_log("drain_start")
+        model_server.control(release=True)
         assert running.wait_exit() == 1
-    assert other.get(timeout=1)["result"]["sum"] == 2
-    assert queued(sender) == 1
-    worker(pool="prefork", env=env)
-    assert killed.get(timeout=30)["result"]["sum"] == 1
+    assert total(other) == 2
+    assert redis_scene.queued() == 1
+    redis_scene.start("prefork")
+    assert total(killed) == 1
     assert model_server.stats()["by_id"] == {"killed": 2, "other": 1}
 
 
@@ -167,29 +139,26 @@ def test_a_worker_that_cannot_replace_a_dead_child_finishes_what_runs_and_ends_w
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_that_slept_past_its_lease_drops_the_task_that_a_peer_has_done(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    env = settings(valkey, model_server, FORWARDER_VISIBILITY_TIMEOUT_S=str(VISIBILITY_S))
-    frozen = worker(pool=pool, env=env)
-    frozen.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    model_server.control(behaviour=SLOW)
-    result = sender.send({"args": {"id": "slept", "numbers": [5]}})
+    frozen = redis_scene.ready(pool, VISIBILITY_TIMEOUT_S="2")
+    model_server.control(behaviour=HELD)
+    result = redis_scene.send(request_id="slept", numbers=[5])
     model_server.wait_in_flight(1)
     model_server.control(behaviour={})
     os.killpg(frozen.pid, signal.SIGSTOP)
     try:
-        peer = worker(pool=pool, env=env)
-        assert result.get(timeout=30)["result"]["sum"] == 5
+        peer = redis_scene.start(pool, VISIBILITY_TIMEOUT_S="2")
+        assert total(result) == 5
         assert peer.stop() == 0
     finally:
         os.killpg(frozen.pid, signal.SIGCONT)
 
-    assert wait_until(lambda: model_server.stats()["in_flight"] == 0, 3)
-    assert f"lease_lost task_id={result.id}" in frozen.log()
-    assert sender.send({"args": {"numbers": [6]}}).get(timeout=20)["result"]["sum"] == 6
+    wait_until(lambda: idle(model_server))
+    frozen.wait_for_log(f"lease_lost task_id={result.id}")
+    assert total(redis_scene.send(numbers=[6])) == 6
     assert f"task_done task_id={result.id}" not in frozen.log()
     assert f"task_done task_id={result.id}" in peer.log()
-    assert model_server.stats()["by_id"]["slept"] == 2
-    assert queued(sender) == 0
+    assert asked(model_server, "slept") == 2
+    assert redis_scene.queued() == 0
     assert frozen.stop() == 0

@@ -14,6 +14,7 @@ from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
 from forwarder.testing.producer import Producer, s3_conf, sqs_broker_url, sqs_conf
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.scenes import PATIENCE_S, POOLS
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Cloud = Moto | LocalStack | ExistingCloud
 TASKS = 30
 LIMITS = {"FORWARDER_CONCURRENCY": "4", "FORWARDER_RETRY_SLOT_S": "1"}
-POOLS = ["prefork", "gevent"]
 
 
 @dataclass
@@ -66,18 +66,18 @@ def tasks_are_done(
         sender = producer(broker_url=route.broker_url, backend=route.backend, conf=route.conf)
         results = [sender.send({"args": {"id": f"t{n}", "numbers": [n, n]}}) for n in range(TASKS)]
         for number, result in enumerate(results):
-            value = result.get(timeout=60)
+            value = result.get(timeout=PATIENCE_S)
             assert value["result"]["sum"] == 2 * number
             assert value["status_code"] == 200
             assert result.state == "SUCCESS"
         failed = sender.send([1])
         with pytest.raises(Exception, match="must be a JSON object"):
-            failed.get(timeout=30)
+            failed.get(timeout=PATIENCE_S)
         assert failed.state == "FAILURE"
         assert set(model_server.stats()["by_id"].values()) == {1}
         # Its slot's budget is a second, so the task goes back to the queue once.
         busy = {"id": "busy", "numbers": [1], "behaviour": {"busy": 1, "retry_after": 1}}
-        assert sender.send({"args": busy}, priority=3).get(timeout=60)["status_code"] == 200
+        assert sender.send({"args": busy}, priority=3).get(timeout=PATIENCE_S)["status_code"] == 200
         assert "action=go_back" in running.log()
         assert model_server.stats()["by_id"]["busy"] == 2
         assert running.stop() == 0

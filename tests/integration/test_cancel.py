@@ -6,157 +6,109 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery.exceptions import TaskRevokedError
 
-from forwarder.testing.producer import Producer
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.scenes import HELD, PATIENCE_S, POOLS, RedisScene, asked, idle, total, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, Receiver, StartWorker
 
-pytestmark = pytest.mark.timeout(90)
-
-POOLS = ["prefork", "gevent"]
-#: An answer that takes 20 s to come, and tells the model server byte by byte whether anybody still reads.
-SLOW = {"trickle_head_s": 0.3}
-
-
-def settings(valkey: Valkey, model_server: ModelServer, **more: str) -> dict[str, str]:
-    return {
-        "FORWARDER_BROKER_URL": valkey.url,
-        "FORWARDER_RESULT_BACKEND": valkey.url,
-        "FORWARDER_CONCURRENCY": "1",
-        **model_server.env,
-        **more,
-    }
-
-
-def held(sender: Producer, valkey: Valkey) -> int:
-    """Return how many messages are in the queue or with a worker."""
-    import redis
-
-    with redis.Redis.from_url(valkey.url) as client:
-        leases: Any = client.hlen(f"forwarder:{{{sender.queue}}}:unacked")
-        waiting: Any = client.llen(sender.queue)
-    return int(leases) + int(waiting)
-
-
-def wait_until(probe: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not probe():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+#: A slot that leaked would be the only one.
+ONE_SLOT = {"FORWARDER_CONCURRENCY": "1"}
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_running_task_that_is_terminated_gives_everything_back(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    running = worker(pool=pool, env=settings(valkey, model_server))
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    running = redis_scene.ready(pool, CONCURRENCY="1")
     for _ in range(3):  # a slot, a connection or a book entry that leaked would show
-        result = sender.send({"args": {"behaviour": SLOW}})
+        result = redis_scene.send(behaviour=HELD)
         model_server.wait_in_flight(1)
         result.revoke(terminate=True)
         with pytest.raises(TaskRevokedError):
-            result.get(timeout=10)
-        assert wait_until(lambda: model_server.stats()["in_flight"] == 0)
-        assert wait_until(lambda: held(sender, valkey) == 0)
-    assert sender.send({"args": {"numbers": [1, 2]}}).get(timeout=20)["result"]["sum"] == 3
+            result.get(timeout=PATIENCE_S)
+        wait_until(lambda: idle(model_server))
+        wait_until(lambda: redis_scene.held() == 0)
+    assert total(redis_scene.send(numbers=[1, 2])) == 3
     assert running.stop() == 0
     assert "handed_back" not in running.log()
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_running_task_that_is_terminated_says_so_to_its_sender_and_to_no_hook(
-    pool: str,
-    worker: StartWorker,
-    producer: MakeProducer,
-    valkey: Valkey,
-    model_server: ModelServer,
-    receiver: Receiver,
+    pool: str, redis_scene: RedisScene, worker: StartWorker, model_server: ModelServer, receiver: Receiver
 ) -> None:
-    running = worker(pool=pool, env=settings(valkey, model_server) | receiver.env)
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    result = sender.send({"args": {"id": "revoked", "behaviour": SLOW}})
+    worker(pool=pool, env=redis_scene.env | ONE_SLOT | receiver.env).wait_ready()
+    result = redis_scene.send(request_id="revoked", behaviour=HELD)
     model_server.wait_in_flight(1)
     result.revoke(terminate=True)
     with pytest.raises(TaskRevokedError, match="terminated"):
-        result.get(timeout=10)
-    assert wait_until(lambda: held(sender, valkey) == 0)
-    other = sender.send({"args": {"numbers": [1]}})
-    assert other.get(timeout=20)["result"]["sum"] == 1
-    assert wait_until(lambda: len(receiver.bodies) > 0)
+        result.get(timeout=PATIENCE_S)
+    wait_until(lambda: redis_scene.held() == 0)
+    other = redis_scene.send(numbers=[1])
+    assert total(other) == 1
+    wait_until(lambda: len(receiver.bodies) > 0)
     assert [body["task_id"] for body in receiver.bodies] == [other.id]
-    assert model_server.stats()["by_id"]["revoked"] == 1
+    assert asked(model_server, "revoked") == 1
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_that_is_terminated_in_its_hooks_keeps_its_result(
-    pool: str,
-    worker: StartWorker,
-    producer: MakeProducer,
-    valkey: Valkey,
-    model_server: ModelServer,
-    receiver: Receiver,
+    pool: str, redis_scene: RedisScene, worker: StartWorker, receiver: Receiver
 ) -> None:
-    running = worker(pool=pool, env=settings(valkey, model_server) | receiver.env)
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    worker(pool=pool, env=redis_scene.env | ONE_SLOT | receiver.env).wait_ready()
     receiver.hold.set()
-    result = sender.send({"args": {"numbers": [7]}})
-    assert wait_until(lambda: len(receiver.bodies) == 1, 20)
-    sender.app.control.revoke(result.id, terminate=True)
-    assert wait_until(lambda: held(sender, valkey) == 0)
+    result = redis_scene.send(numbers=[7])
+    wait_until(lambda: len(receiver.bodies) == 1)
+    redis_scene.sender.app.control.revoke(result.id, terminate=True)
+    wait_until(lambda: redis_scene.held() == 0)
     receiver.released.set()
-    assert result.get(timeout=5)["result"]["sum"] == 7
-    other = sender.send({"args": {"numbers": [8]}})
-    assert other.get(timeout=20)["result"]["sum"] == 8
+    assert total(result) == 7
+    assert total(redis_scene.send(numbers=[8])) == 8
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_that_expires_while_it_runs_closes_its_connection_and_says_so(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    worker(pool=pool, env=settings(valkey, model_server)).wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    result = sender.send({"args": {"behaviour": SLOW}}, expires=datetime.now(UTC) + timedelta(seconds=2))
+    redis_scene.ready(pool, CONCURRENCY="1")
+    # Long enough for a busy machine to begin it.
+    expires = datetime.now(UTC) + timedelta(seconds=5)
+    result = redis_scene.sender.send({"args": {"behaviour": HELD}}, expires=expires)
     model_server.wait_in_flight(1)
     with pytest.raises(Exception, match="the task expired while it ran"):
-        result.get(timeout=10)
-    assert wait_until(lambda: model_server.stats()["in_flight"] == 0)
-    backend: Any = sender.app.backend
+        result.get(timeout=PATIENCE_S)
+    wait_until(lambda: idle(model_server))
+    backend: Any = redis_scene.sender.app.backend
     meta = json.loads(backend.get(backend.get_key_for_task(result.id)))
     assert json.loads(meta["result"]["custom"])["code"] == "expired"
-    assert wait_until(lambda: held(sender, valkey) == 0)
+    wait_until(lambda: redis_scene.held() == 0)
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_task_that_is_revoked_before_it_runs_never_asks_the_server(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    running = worker(pool=pool, env=settings(valkey, model_server))
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    first = sender.send({"args": {"behaviour": {"sleep_s": 2}}})
+    redis_scene.ready(pool, CONCURRENCY="1")
+    first = redis_scene.send(numbers=[1], behaviour=HELD)
     model_server.wait_in_flight(1)
-    second = sender.send({"args": {"id": "revoked"}})
-    second.revoke()
-    assert first.get(timeout=20)["status_code"] == 200
+    second = redis_scene.send(request_id="revoked")
+    heard = redis_scene.sender.app.control.revoke(second.id, reply=True, limit=1, timeout=PATIENCE_S)
+    assert heard
+    model_server.control(release=True)
+    assert total(first) == 1
     with pytest.raises(TaskRevokedError):
-        second.get(timeout=10)
-    assert wait_until(lambda: held(sender, valkey) == 0)
-    assert "revoked" not in model_server.stats()["by_id"]
-    assert sender.send({"args": {"numbers": [4]}}).get(timeout=20)["result"]["sum"] == 4
+        second.get(timeout=PATIENCE_S)
+    wait_until(lambda: redis_scene.held() == 0)
+    assert asked(model_server, "revoked") == 0
+    assert total(redis_scene.send(numbers=[4])) == 4
 
 
 @pytest.fixture
@@ -168,30 +120,23 @@ def store() -> Iterator[Valkey]:
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_message_is_not_acked_before_its_revoke_is_stored_and_work_goes_on_meanwhile(
-    pool: str,
-    worker: StartWorker,
-    producer: MakeProducer,
-    valkey: Valkey,
-    store: Valkey,
-    model_server: ModelServer,
+    pool: str, redis_scene: RedisScene, producer: MakeProducer, store: Valkey, model_server: ModelServer
 ) -> None:
-    env = settings(valkey, model_server, FORWARDER_RESULT_BACKEND=store.url)
-    running = worker(pool=pool, env=env)
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=store.url)
-    result = sender.send({"args": {"behaviour": SLOW}})
+    redis_scene.ready(pool, CONCURRENCY="1", RESULT_BACKEND=store.url)
+    sender = producer(broker_url=redis_scene.env["FORWARDER_BROKER_URL"], backend=store.url)
+    result = sender.send({"args": {"behaviour": HELD}})
     model_server.wait_in_flight(1)
     os.kill(store.pid, signal.SIGSTOP)
     try:
         # Not result.revoke(): that reads the store first.
         sender.app.control.revoke(result.id, terminate=True)
-        assert wait_until(lambda: model_server.stats()["in_flight"] == 0)
+        wait_until(lambda: idle(model_server))
         time.sleep(1)
-        assert held(sender, valkey) == 1
-        assert sender.app.control.ping(timeout=5)
+        assert redis_scene.held() == 1
+        assert sender.app.control.ping(limit=1, timeout=PATIENCE_S)
     finally:
         os.kill(store.pid, signal.SIGCONT)
     with pytest.raises(TaskRevokedError):
-        result.get(timeout=30)
-    assert wait_until(lambda: held(sender, valkey) == 0)
-    assert sender.send({"args": {"numbers": [5]}}).get(timeout=20)["result"]["sum"] == 5
+        result.get(timeout=PATIENCE_S)
+    wait_until(lambda: redis_scene.held() == 0)
+    assert total(sender.send({"args": {"numbers": [5]}})) == 5

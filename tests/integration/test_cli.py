@@ -14,13 +14,14 @@ import pytest
 
 from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
-from forwarder.testing.processes import clean_env, free_port
+from forwarder.testing.processes import clean_env
 from forwarder.testing.producer import Producer
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import CHECKOUT, ModelServer, Valkey
 from forwarder.testing.worker import Worker
+from tests.integration.scenes import PATIENCE_S
 
-WAIT_S = "30"
+WAIT_S = str(PATIENCE_S)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def forwarder(tmp_path: Path, queue_name: str) -> Forwarder:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=2 * PATIENCE_S,
             check=False,
         )
         return Ended(ended.returncode, ended.stdout, ended.stderr)
@@ -190,10 +191,10 @@ def test_check_fails_with_2_where_the_drain_outlasts_the_grace_period(forwarder:
 
 
 def test_check_fails_with_3_and_hides_the_password_where_nothing_listens(
-    forwarder: Forwarder, redis_env: dict[str, str]
+    forwarder: Forwarder, redis_env: dict[str, str], nobody: str
 ) -> None:
-    nobody = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
-    env = redis_env | {"FORWARDER_BROKER_URL": nobody, "FORWARDER_RESULT_BACKEND": nobody}
+    url = f"redis://:hunter2@{nobody}/0"
+    env = redis_env | {"FORWARDER_BROKER_URL": url, "FORWARDER_RESULT_BACKEND": url}
     ended = forwarder("check", env=env)
     assert ended.code == 3
     assert "a worker would not work: broker, results" in ended.out
@@ -270,7 +271,7 @@ def test_the_ancestors_command_line_serves_the_ancestors_tasks(
     worker(pool=pool, env={"REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(valkey.port)}, args=words.split())
     sender = producer(broker_url=valkey.database(3), backend=valkey.database(1))
     sent = sender.send({"args": {"numbers": [1, 2]}}, task="ml_serve.celery_service.exec_func")
-    result = sent.get(timeout=60)
+    result = sent.get(timeout=PATIENCE_S)
     assert result["status_code"] == 200
     assert json.loads(result["result"])["sum"] == 3  # the ancestor stored the response as a string
 
@@ -299,9 +300,9 @@ def test_a_task_that_nobody_knows_is_pending(forwarder: Forwarder, redis_env: di
 
 
 def test_submitting_needs_no_result_store(
-    forwarder: Forwarder, redis_env: dict[str, str], valkey: Valkey, queue_name: str
+    forwarder: Forwarder, redis_env: dict[str, str], nobody: str
 ) -> None:
-    env = redis_env | {"FORWARDER_RESULT_BACKEND": f"redis://127.0.0.1:{free_port()}/1"}
+    env = redis_env | {"FORWARDER_RESULT_BACKEND": f"redis://{nobody}/1"}
     payload = '{"args": "a secret of the sender"}'
     ended = forwarder("submit", payload, "--expires", "60", "--priority", "3", env=env)
     assert ended.code == 0, ended.err
@@ -321,10 +322,10 @@ def test_the_payload_is_in_the_message_body_only(
 
 @pytest.mark.parametrize("command", [["submit", '{"args": 1}'], ["result", "some-id", "--wait", "5"]])
 def test_an_unreachable_service_is_3_within_seconds(
-    forwarder: Forwarder, redis_env: dict[str, str], command: list[str]
+    forwarder: Forwarder, redis_env: dict[str, str], command: list[str], nobody: str
 ) -> None:
-    nobody = f"redis://:hunter2@127.0.0.1:{free_port()}/0"
-    env = redis_env | {"FORWARDER_BROKER_URL": nobody, "FORWARDER_RESULT_BACKEND": nobody}
+    url = f"redis://:hunter2@{nobody}/0"
+    env = redis_env | {"FORWARDER_BROKER_URL": url, "FORWARDER_RESULT_BACKEND": url}
     ended = forwarder(*command, env=env)
     assert ended.code == 3
     assert "can't be reached" in ended.err

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from forwarder.testing import aws_resources
-from forwarder.testing.processes import clean_env, free_port
+from forwarder.testing.processes import clean_env
 from forwarder.testing.producer import Producer, sqs_broker_url, sqs_conf
 from forwarder.testing.services import CHECKOUT, ModelServer, Valkey
+from tests.integration.scenes import PATIENCE_S, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -40,7 +40,7 @@ def broker(request: pytest.FixtureRequest, queue_name: str) -> tuple[dict[str, s
 def env(
     broker: tuple[dict[str, str], str, dict[str, Any]], valkey: Valkey, model_server: ModelServer
 ) -> dict[str, str]:
-    settings = {"FORWARDER_RESULT_BACKEND": valkey.database(1), "FORWARDER_VISIBILITY_TIMEOUT_S": "5"}
+    settings = {"FORWARDER_RESULT_BACKEND": valkey.database(1), "FORWARDER_VISIBILITY_TIMEOUT_S": "30"}
     return broker[0] | settings | model_server.env
 
 
@@ -63,18 +63,11 @@ def dead(tmp_path: Path, queue_name: str, env: dict[str, str]) -> Dead:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
 
     return run
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def listed(dead: Dead) -> list[dict[str, Any]]:
@@ -94,7 +87,7 @@ def test_what_a_worker_put_aside_is_listed_shown_requeued_and_purged(
     results = [sender.send(payload, task="somebody.elses", task_id=f"{queue_name}-{n}") for n in range(3)]
     for result in results:
         with pytest.raises(Exception, match="does not serve"):
-            result.get(timeout=30)
+            result.get(timeout=PATIENCE_S)
     wait_until(lambda: len(listed(dead)) == 3)
     assert running.stop() == 0
     ids = [result.id for result in results]
@@ -123,7 +116,7 @@ def test_what_a_worker_put_aside_is_listed_shown_requeued_and_purged(
     again = worker(pool="gevent", env=env)
     again.wait_ready()
     with pytest.raises(Exception, match="does not serve"):
-        sender.result(ids[0]).get(timeout=30)
+        sender.result(ids[0]).get(timeout=PATIENCE_S)
     wait_until(lambda: len(listed(dead)) == 3)
     assert {letter["deliveries"] for letter in listed(dead)} == {1}, "counted anew"
     assert again.stop() == 0
@@ -136,8 +129,7 @@ def test_what_a_worker_put_aside_is_listed_shown_requeued_and_purged(
     assert sender.result(ids[1]).state == "FAILURE", "the sender's answer stays"
 
 
-def test_a_broker_that_does_not_answer_is_told(dead: Dead, env: dict[str, str]) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
+def test_a_broker_that_does_not_answer_is_told(dead: Dead, env: dict[str, str], nobody: str) -> None:
     own = dict(env)
     scheme = own["FORWARDER_BROKER_URL"].partition("://")[0]
     if scheme == "sqs":

@@ -16,6 +16,7 @@ import pytest
 
 from forwarder.testing.processes import family, wait_gone
 from forwarder.testing.services import CHECKOUT, ModelServer
+from tests.integration.scenes import PATIENCE_S, wait_until
 
 PID = re.compile(r"worker +pid (\d+)")
 
@@ -42,7 +43,7 @@ class RunningDemo:
 
     def wait_for(self, text: str) -> list[psutil.Process]:
         """Block until the demo has written the text; return every process that runs for it then."""
-        deadline_s = time.monotonic() + 60.0
+        deadline_s = time.monotonic() + PATIENCE_S
         while text not in self.output():
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < deadline_s, self.output()
@@ -74,7 +75,7 @@ def demo(tmp_path: Path) -> Iterator[StartDemo]:
 @pytest.mark.parametrize(("pool", "builds_max"), [("prefork", 4), ("gevent", 1)])
 def test_every_task_has_its_result_and_its_record(demo: StartDemo, pool: str, builds_max: int) -> None:
     running = demo("--pool", pool, "--tasks", "8")
-    assert running.process.wait(110) == 0, running.output()
+    assert running.process.wait(2 * PATIENCE_S) == 0, running.output()
     output = running.output()
     assert output.splitlines()[-1] == "demo: 16 sent, 16 results, 16 records, 0 lost"
     assert output.count("p50") == output.count("p99") == output.count("RSS") == 2
@@ -92,8 +93,8 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(demo: StartDemo, numb
     processes = running.wait_for("  worker ")
     assert int(PID.findall(running.output())[0]) in {process.pid for process in processes}
     running.process.send_signal(number)
-    assert running.process.wait(60) == 1
-    assert wait_gone(processes, timeout_s=5.0)
+    assert running.process.wait(PATIENCE_S) == 1
+    assert wait_gone(processes, timeout_s=PATIENCE_S)
     assert running.left_behind() == []
 
 
@@ -102,11 +103,8 @@ def test_a_killed_demo_leaves_no_process_and_no_file(demo: StartDemo) -> None:
     processes = running.wait_for("  worker ")
     running.process.kill()
     running.process.wait()
-    assert wait_gone(processes, timeout_s=10.0)
-    deadline_s = time.monotonic() + 10.0
-    while running.left_behind() and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    assert running.left_behind() == []
+    assert wait_gone(processes, timeout_s=PATIENCE_S)
+    wait_until(lambda: running.left_behind() == [])
 
 
 def test_a_failing_model_server_is_told_task_by_task_and_exits_1(
@@ -114,7 +112,7 @@ def test_a_failing_model_server_is_told_task_by_task_and_exits_1(
 ) -> None:
     model_server.control(behaviour={"status": 500})
     running = demo("--tasks", "6", "--predict-url", model_server.predict_url)
-    assert running.process.wait(110) == 1, running.output()
+    assert running.process.wait(2 * PATIENCE_S) == 1, running.output()
     complaint, last = running.output().splitlines()[-2:]
     assert complaint.startswith("missing or wrong: status 500 from the model server: 12 (")
     assert last == "demo: 12 sent, 0 results, 12 records, 12 lost"
@@ -124,5 +122,5 @@ def test_a_failing_model_server_is_told_task_by_task_and_exits_1(
 def test_another_model_server_needs_only_to_succeed(demo: StartDemo, model_server: ModelServer) -> None:
     model_server.control(behaviour={"huge_bytes": 10})
     running = demo("--tasks", "6", "--predict-url", model_server.predict_url)
-    assert running.process.wait(110) == 0, running.output()
+    assert running.process.wait(2 * PATIENCE_S) == 0, running.output()
     assert model_server.stats()["requests"] == 12

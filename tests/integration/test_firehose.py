@@ -28,6 +28,7 @@ from forwarder.testing.aws_resources import (
     create_role,
     delivered_records,
 )
+from tests.integration.scenes import PATIENCE_S
 
 CLOUDS = ["moto", "localstack"]
 
@@ -96,8 +97,8 @@ def make_stream(env: Mapping[str, str]) -> tuple[str, str]:
 
 
 def wait_for_records(env: Mapping[str, str], bucket: str, number: int) -> list[dict[str, Any]]:
-    """Return what was delivered, once it is ``number`` records; what there is after ten seconds."""
-    until = time.monotonic() + 10
+    """Return what was delivered, once it is ``number`` records; what there is when patience ends."""
+    until = time.monotonic() + PATIENCE_S
     while True:
         records = list(delivered_records(env, bucket))
         if len(records) >= number or time.monotonic() > until:
@@ -114,7 +115,7 @@ def test_no_record_is_lost_while_the_assumed_role_is_renewed_three_times(cloud: 
         env={**os.environ, **cloud.env},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=2 * PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

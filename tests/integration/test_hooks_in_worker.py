@@ -17,11 +17,11 @@ from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
 from forwarder.testing.producer import sqs_broker_url, sqs_conf
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.scenes import HELD, POOLS, RedisScene, total
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
 
-POOLS = ["prefork", "gevent"]
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
@@ -64,20 +64,11 @@ def receiver() -> Iterator[Receiver]:
     made.server.server_close()
 
 
-def redis_env(valkey: Valkey, model_server: ModelServer) -> dict[str, str]:
-    return {"FORWARDER_BROKER_URL": valkey.url, "FORWARDER_RESULT_BACKEND": valkey.url, **model_server.env}
-
-
 @pytest.mark.parametrize("pool", POOLS)
 def test_a_callback_comes_after_the_result_is_stored(
-    pool: str,
-    worker: StartWorker,
-    producer: MakeProducer,
-    valkey: Valkey,
-    model_server: ModelServer,
-    receiver: Receiver,
+    pool: str, redis_scene: RedisScene, worker: StartWorker, receiver: Receiver
 ) -> None:
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
+    sender = redis_scene.sender
     receiver.lookup = lambda task_id: sender.result(task_id).state
     env = {
         "FORWARDER_HOOKS": "callback",
@@ -85,13 +76,13 @@ def test_a_callback_comes_after_the_result_is_stored(
         "FORWARDER_CALLBACK_SECRET": SECRET,
         "FORWARDER_USER_ID": "user-7",
     }
-    running = worker(pool=pool, env=redis_env(valkey, model_server) | env)
+    running = worker(pool=pool, env=redis_scene.env | env)
     running.wait_ready()
     good = sender.send({"args": {"numbers": [1, 2]}})
     bad = sender.send([1])
-    assert good.get(timeout=30)["status_code"] == 200
+    assert total(good) == 3
     with pytest.raises(Exception, match="must be a JSON object"):
-        bad.get(timeout=30)
+        total(bad)
     assert running.stop() == 0
     by_id = {body["task_id"]: body for body in receiver.bodies}
     assert by_id[good.id]["result"]["sum"] == 3
@@ -105,12 +96,7 @@ def test_a_callback_comes_after_the_result_is_stored(
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_hooks_that_fail_change_no_result(
-    pool: str,
-    worker: StartWorker,
-    producer: MakeProducer,
-    valkey: Valkey,
-    moto: Moto,
-    model_server: ModelServer,
+    pool: str, redis_scene: RedisScene, worker: StartWorker, moto: Moto
 ) -> None:
     """Neither the stream exists nor may the payload's URL be called."""
     env = moto.env | {
@@ -118,15 +104,14 @@ def test_hooks_that_fail_change_no_result(
         "FORWARDER_FIREHOSE_STREAM": "no-such-stream",
         "FORWARDER_LOG_LEVEL": "DEBUG",
     }
-    running = worker(pool=pool, env=redis_env(valkey, model_server) | env)
+    running = worker(pool=pool, env=redis_scene.env | env)
     running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
     payload = {
         "args": {"numbers": [5], "note": "payload-text"},
         "callback_url": "http://169.254.169.254/steal",
     }
-    result = sender.send(payload)
-    assert result.get(timeout=30)["result"]["sum"] == 5
+    result = redis_scene.sender.send(payload)
+    assert total(result) == 5
     running.wait_for_log("hook=logging")
     running.wait_for_log("hook=callback")
     assert result.state == "SUCCESS"
@@ -136,22 +121,20 @@ def test_hooks_that_fail_change_no_result(
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_started_is_stored_where_it_is_asked_for(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    running = worker(pool=pool, env=redis_env(valkey, model_server) | {"FORWARDER_TRACK_STARTED": "true"})
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    result = sender.send({"args": {"behaviour": {"sleep_s": 2}}})
-    deadline = time.monotonic() + 20
-    while result.state == "PENDING" and time.monotonic() < deadline:
-        time.sleep(0.05)
+    redis_scene.ready(pool, TRACK_STARTED="true")
+    result = redis_scene.send(numbers=[1], behaviour=HELD)
+    model_server.wait_in_flight(1)
     assert result.state == "STARTED"
-    assert result.get(timeout=30)["status_code"] == 200
+    model_server.control(release=True)
+    assert total(result) == 1
 
 
 @pytest.mark.parametrize("pool", POOLS)
 def test_an_sqs_worker_whose_slots_are_full_does_not_spin(
     pool: str,
+    redis_scene: RedisScene,
     worker: StartWorker,
     producer: MakeProducer,
     queue_name: str,
@@ -160,13 +143,13 @@ def test_an_sqs_worker_whose_slots_are_full_does_not_spin(
     model_server: ModelServer,
 ) -> None:
     url = aws_resources.create_queue(moto.env, queue_name)
-    env = redis_env(valkey, model_server) | moto.env
+    env = redis_scene.env | moto.env
     env |= {"FORWARDER_BROKER_URL": "sqs://", "FORWARDER_SQS_QUEUE_URL": url, "FORWARDER_CONCURRENCY": "1"}
     running = worker(pool=pool, env=env)
     running.wait_ready()
     conf = sqs_conf(moto.env, queue=queue_name, url=url)
     sender = producer(broker_url=sqs_broker_url(moto.env), backend=valkey.url, conf=conf)
-    results = [sender.send({"args": {"behaviour": {"sleep_s": 6}}}) for _ in range(2)]
+    results = [sender.send({"args": {"numbers": [n], "behaviour": HELD}}) for n in range(2)]
     model_server.wait_in_flight(1)
     time.sleep(1)  # whatever follows the start of the task is over
     times = psutil.Process(running.pid).cpu_times()
@@ -174,4 +157,5 @@ def test_an_sqs_worker_whose_slots_are_full_does_not_spin(
     after = psutil.Process(running.pid).cpu_times()
     used_s = after.user + after.system - times.user - times.system
     assert used_s < 1.0, "with kombu's polling_interval at 0 it is the whole 3 s"
-    assert [result.get(timeout=60)["status_code"] for result in results] == [200, 200]
+    model_server.control(release=True)
+    assert sorted(total(result) for result in results) == [0, 1]

@@ -21,8 +21,8 @@ from forwarder.forwarding.errors import (
 from forwarder.forwarding.ports import Answer
 from forwarder.inference.client import InferenceClient
 from forwarder.inference.readiness import probe, wait_until_ready
-from forwarder.testing.processes import free_port
 from forwarder.testing.services import ModelServer
+from tests.integration.scenes import HELD, PATIENCE_S
 
 
 def make_client(url: str, **settings: Any) -> InferenceClient:
@@ -61,7 +61,7 @@ def test_a_connection_that_the_server_closes_is_not_used_again(
 ) -> None:
     for _ in range(5):
         assert ask(client, close=how).status == 200
-        time.sleep(0.05)  # the end of file is on its way
+        time.sleep(0.2)  # the end of file is on its way
     assert model_server.stats()["connections"] == 6
 
 
@@ -70,9 +70,9 @@ def test_headers_come_back_in_lower_case(client: InferenceClient) -> None:
     assert (answer.status, answer.headers["retry-after"]) == (503, "7")
 
 
-def test_a_server_that_is_not_there_is_unreachable() -> None:
+def test_a_server_that_is_not_there_is_unreachable(nobody: str) -> None:
     with pytest.raises(InferenceUnreachable, match="no connection"):
-        ask(make_client(f"http://127.0.0.1:{free_port()}/predict"))
+        ask(make_client(f"http://{nobody}/predict"))
 
 
 def test_a_name_that_does_not_resolve_is_unreachable() -> None:
@@ -84,8 +84,8 @@ def test_a_name_that_does_not_resolve_is_unreachable() -> None:
     ("behaviour", "settings", "error"),
     [
         ({"cut": True}, {}, InferenceUnreachable),
-        ({"sleep_s": 5}, {"read_timeout_s": 0.3}, InferenceTimeout),
-        ({"sleep_s": 5}, {"total_timeout_s": 0.3}, InferenceTimeout),
+        (HELD, {"read_timeout_s": 0.3}, InferenceTimeout),
+        (HELD, {"total_timeout_s": 0.3}, InferenceTimeout),
         # Each byte comes well within the read timeout: only the total can end these two.
         ({"trickle_s": 0.1}, {"read_timeout_s": 0.4, "total_timeout_s": 1.0}, InferenceTimeout),
         ({"trickle_head_s": 0.1}, {"read_timeout_s": 0.4, "total_timeout_s": 1.0}, InferenceTimeout),
@@ -102,7 +102,7 @@ def test_a_call_that_gives_no_whole_answer_ends_with_its_error_and_closes_its_co
     started = time.monotonic()
     with pytest.raises(error):
         ask(client, **behaviour)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 8, "not only by the timeouts that this test leaves as they are"
     assert "idle=0" in repr(client)
 
 
@@ -129,7 +129,7 @@ class Scripted:
         with self._listener:
             connection, _ = self._listener.accept()
         with connection:
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE_S)
             connection.recv(65536)
             connection.sendall(raw_answer)
             if not hang:
@@ -177,7 +177,7 @@ def test_an_interim_answer_is_never_followed_by_another_tasks_answer(status: int
     client = make_client(server.url)
     with pytest.raises(InvalidResponse, match="interim"):
         ask(client)
-    assert server.closed.wait(5)
+    assert server.closed.wait(PATIENCE_S)
     assert "idle=0" in repr(client)
 
 
@@ -195,7 +195,7 @@ def test_a_server_that_stops_reading_the_body_is_given_up() -> None:
     started = time.monotonic()
     with listener, pytest.raises(InferenceTimeout):
         make_client(url, read_timeout_s=0.5).predict(b"x" * 50_000_000, headers={})
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 8
 
 
 def test_the_server_learns_at_once_that_nobody_waits_any_more() -> None:
@@ -203,7 +203,7 @@ def test_the_server_learns_at_once_that_nobody_waits_any_more() -> None:
     server = Scripted(raw, hang=True)
     with pytest.raises(ResponseTooLarge) as caught:
         ask(make_client(server.url))
-    assert server.closed.wait(5), "not only once the exception is forgotten"
+    assert server.closed.wait(PATIENCE_S), "not only once the exception is forgotten"
     assert caught.value.code == "response_too_large"
 
 
@@ -211,11 +211,11 @@ def test_an_answer_without_a_length_ends_with_the_connection() -> None:
     assert ask(make_client(scripted_server(b"HTTP/1.0 200 OK\r\n\r\n{}"))).body == b"{}"
 
 
-def test_the_probe_tells_ready_from_not_ready_from_gone(model_server: ModelServer) -> None:
+def test_the_probe_tells_ready_from_not_ready_from_gone(model_server: ModelServer, nobody: str) -> None:
     assert probe(model_server.health_url) is None
     model_server.control(ready=False)
     assert probe(model_server.health_url) == "HTTP 503"
-    assert probe(f"http://127.0.0.1:{free_port()}/readyz") == "no answer (ConnectionRefusedError)"
+    assert probe(f"http://{nobody}/readyz") == "no answer (ConnectionRefusedError)"
     assert probe(scripted_server(b"hello\r\n")) == "the answer is not HTTP"
 
 

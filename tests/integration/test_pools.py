@@ -17,11 +17,12 @@ import pytest
 from forwarder.testing.processes import clean_env
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import CHECKOUT, ModelServer, Valkey
+from tests.integration.scenes import HELD, PATIENCE_S, POOLS, RedisScene, asked, total, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
 
-pytestmark = pytest.mark.timeout(90)
+RECYCLING = {"CELERY_WORKER_MAX_TASKS_PER_CHILD": "5"}
 
 #: Run in the child after ``__main__`` has prepared the process as it does for the worker.
 REPORT = """
@@ -48,7 +49,7 @@ def run_child(
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
 
@@ -110,107 +111,82 @@ def test_patching_after_a_socket_user_was_imported_is_refused(tmp_path: object) 
     assert "urllib3 imported before the patch" in run_child(["-c", script], tmp_path).stderr
 
 
-def redis_env(valkey: Valkey, model_server: ModelServer) -> dict[str, str]:
-    return {"FORWARDER_BROKER_URL": valkey.url, "FORWARDER_RESULT_BACKEND": valkey.url, **model_server.env}
-
-
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
-def test_both_pools_boot_under_ddtrace_run_and_do_a_task(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
-) -> None:
-    running = worker(pool=pool, env=redis_env(valkey, model_server), ddtrace=True)
-    running.wait_ready()
-    result = producer(broker_url=valkey.url, backend=valkey.url).send({"args": {"numbers": [1, 2, 3]}})
-    assert result.get(timeout=20)["result"]["sum"] == 6
+@pytest.mark.parametrize("pool", POOLS)
+def test_both_pools_boot_under_ddtrace_run_and_do_a_task(pool: str, redis_scene: RedisScene) -> None:
+    running = redis_scene.ready(pool, ddtrace=True)
+    assert total(redis_scene.send(numbers=[1, 2, 3])) == 6
     assert running.stop() == 0
 
 
 def test_prefork_children_are_recycled_and_no_task_is_lost(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    redis_scene: RedisScene, worker: StartWorker
 ) -> None:
-    env = redis_env(valkey, model_server) | {"CELERY_WORKER_MAX_TASKS_PER_CHILD": "5"}
-    running = worker(pool="prefork", env=env)
+    running = worker(pool="prefork", env=redis_scene.env | RECYCLING)
     running.wait_ready()
     before = set(running.children())
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    results = [sender.send({"args": {"numbers": [n]}}) for n in range(40)]
-    assert [r.get(timeout=60)["result"]["sum"] for r in results] == list(range(40))
+    results = [redis_scene.send(numbers=[n]) for n in range(40)]
+    assert [total(result) for result in results] == list(range(40))
     pids = {line.split()[2] for line in running.log().splitlines() if "task_done" in line}
     assert len(pids) >= 40 / 5
     assert len(before) >= 2
-    assert before.isdisjoint(running.children())
+    wait_until(lambda: before.isdisjoint(running.children()))
 
 
-def test_recycling_is_ignored_with_a_word_under_gevent(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
-) -> None:
-    env = redis_env(valkey, model_server) | {"CELERY_WORKER_MAX_TASKS_PER_CHILD": "5"}
-    running = worker(pool="gevent", env=env)
+def test_recycling_is_ignored_with_a_word_under_gevent(redis_scene: RedisScene, worker: StartWorker) -> None:
+    running = worker(pool="gevent", env=redis_scene.env | RECYCLING)
     running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    for result in [sender.send({"args": {"numbers": [n]}}) for n in range(12)]:
-        result.get(timeout=20)
+    results = [redis_scene.send(numbers=[n]) for n in range(12)]
+    assert [total(result) for result in results] == list(range(12))
     assert running.alive
     assert "CELERY_WORKER_MAX_TASKS_PER_CHILD" in running.log()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_the_worker_waits_for_the_inference_server_and_says_so(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
     model_server.control(ready=False)
-    running = worker(pool=pool, env=redis_env(valkey, model_server))
-    result = producer(broker_url=valkey.url, backend=valkey.url).send({"args": {"numbers": [1]}})
+    running = redis_scene.start(pool)
+    result = redis_scene.send(numbers=[1])
     running.wait_for_log("inference_wait")
     time.sleep(2)
     assert model_server.stats()["requests"] == 0
     model_server.control(ready=True)
-    assert result.get(timeout=30)["status_code"] == 200
+    assert total(result) == 1
 
 
-def test_a_worker_that_still_waits_stops_at_once(
-    worker: StartWorker, valkey: Valkey, model_server: ModelServer
-) -> None:
+def test_a_worker_that_still_waits_stops_at_once(redis_scene: RedisScene, model_server: ModelServer) -> None:
     model_server.control(ready=False)
-    running = worker(pool="gevent", env=redis_env(valkey, model_server))
+    running = redis_scene.start("gevent")
     running.wait_for_log("inference_wait")
     assert running.stop() == 0
 
 
 def test_one_process_keeps_one_result_backend_and_reads_once_a_task(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    redis_scene: RedisScene,
 ) -> None:
     """Stock Celery under gevent opens a result connection per task, and reads before each write.
 
     Here a task reads once, before the call, and never before it writes.
     """
-    env = redis_env(valkey, model_server) | {"FORWARDER_CONCURRENCY": "10"}
-    running = worker(pool="gevent", env=env)
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    backend: Any = sender.app.backend
-    client = backend.client
+    redis_scene.ready("gevent", CONCURRENCY="10")
+    client: Any = redis_scene.broker
 
     def calls(command: str) -> int:
         return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
     connections = client.info("stats")["total_connections_received"]
     writes, reads = calls("setex"), calls("get")
-    results = [sender.send({"args": {"numbers": [n]}}) for n in range(200)]
-    deadline = time.monotonic() + 30
-    while calls("setex") < writes + 200 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    results = [redis_scene.send(numbers=[n]) for n in range(200)]
+    wait_until(lambda: calls("setex") >= writes + 200)
     assert calls("setex") - writes == 200
     assert calls("get") - reads == 200
     assert client.info("stats")["total_connections_received"] - connections < 60
-    assert [result.get(timeout=10)["result"]["sum"] for result in results] == list(range(200))
+    assert [total(result) for result in results] == list(range(200))
 
 
-def test_no_process_of_a_prefork_worker_loads_gevent(
-    worker: StartWorker, valkey: Valkey, model_server: ModelServer
-) -> None:
-    running = worker(pool="prefork", env=redis_env(valkey, model_server), ddtrace=True)
-    running.wait_ready()
+def test_no_process_of_a_prefork_worker_loads_gevent(redis_scene: RedisScene) -> None:
+    running = redis_scene.ready("prefork", ddtrace=True)
     processes = [running.pid, *running.children()]
     assert len(processes) >= 3
     for pid in processes:
@@ -218,50 +194,44 @@ def test_no_process_of_a_prefork_worker_loads_gevent(
         assert not maps.exists() or "gevent" not in maps.read_text()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_worker_is_given_as_many_messages_as_it_has_slots(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    pool: str, redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    running = worker(pool=pool, env=redis_env(valkey, model_server) | {"FORWARDER_CONCURRENCY": "3"})
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    results = [sender.send({"args": {"behaviour": {"sleep_s": 2}}}) for _ in range(9)]
+    redis_scene.ready(pool, CONCURRENCY="3")
+    results = [redis_scene.send(numbers=[n], behaviour=HELD) for n in range(9)]
     model_server.wait_in_flight(3)
-    backend: Any = sender.app.backend
-    assert backend.client.llen(sender.queue) == 6
-    assert [result.get(timeout=60)["status_code"] for result in results] == [200] * 9
+    assert redis_scene.queued() == 6
+    model_server.control(release=True)
+    assert [total(result) for result in results] == list(range(9))
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
-def test_a_producers_time_limit_does_not_end_a_task(
-    pool: str, worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
-) -> None:
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_producers_time_limit_does_not_end_a_task(pool: str, redis_scene: RedisScene) -> None:
     """Celery would store a failure over the result when the limit falls into the hooks."""
-    running = worker(pool=pool, env=redis_env(valkey, model_server))
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    result = sender.send({"args": {"behaviour": {"sleep_s": 3}}}, time_limit=1, soft_time_limit=1)
-    assert result.get(timeout=30)["status_code"] == 200
+    redis_scene.ready(pool)
+    payload = {"args": {"numbers": [1], "behaviour": {"sleep_s": 3}}}
+    assert total(redis_scene.sender.send(payload, time_limit=1, soft_time_limit=1)) == 1
 
 
 def test_a_task_whose_child_is_killed_is_done_by_another(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
-    running = worker(pool="prefork", env=redis_env(valkey, model_server) | {"FORWARDER_CONCURRENCY": "1"})
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    result = sender.send({"args": {"id": "killed", "numbers": [7], "behaviour": {"sleep_s": 2}}})
+    running = redis_scene.ready("prefork", CONCURRENCY="1")
+    result = redis_scene.send(numbers=[7], behaviour=HELD)
     model_server.wait_in_flight(1)
     for pid in running.children():
         os.kill(pid, signal.SIGKILL)
-    assert result.get(timeout=60)["result"]["sum"] == 7
-    assert model_server.stats()["by_id"]["killed"] == 2
+    model_server.control(release=True)
+    assert total(result) == 7
+    assert asked(model_server, "task") == 2
     assert running.stop() == 0
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_a_task_whose_worker_is_killed_is_done_by_another(
     pool: str,
+    redis_scene: RedisScene,
     worker: StartWorker,
     producer: MakeProducer,
     rabbitmq: RabbitMQ,
@@ -269,40 +239,39 @@ def test_a_task_whose_worker_is_killed_is_done_by_another(
     model_server: ModelServer,
 ) -> None:
     """On RabbitMQ, which gives a message back as soon as its connection is gone."""
-    env = redis_env(valkey, model_server) | {"FORWARDER_BROKER_URL": rabbitmq.url}
+    env = redis_scene.env | {"FORWARDER_BROKER_URL": rabbitmq.url}
     first = worker(pool=pool, env=env)
     first.wait_ready()
     sender = producer(broker_url=rabbitmq.url, backend=valkey.url)
-    result = sender.send({"args": {"numbers": [7], "behaviour": {"sleep_s": 3}}})
+    result = sender.send({"args": {"numbers": [7], "behaviour": HELD}})
     model_server.wait_in_flight(1)
     first.kill()
-    worker(pool=pool, env=env).wait_ready()
-    assert result.get(timeout=60)["result"]["sum"] == 7
+    model_server.control(release=True)
+    worker(pool=pool, env=env)
+    assert total(result) == 7
 
 
 @pytest.mark.parametrize("after", ["worker_start", "inference_ready"])
-def test_a_stop_that_comes_while_the_worker_starts_is_a_success(
-    after: str, worker: StartWorker, valkey: Valkey, model_server: ModelServer
-) -> None:
-    running = worker(pool="prefork", env=redis_env(valkey, model_server))
+def test_a_stop_that_comes_while_the_worker_starts_is_a_success(after: str, redis_scene: RedisScene) -> None:
+    running = redis_scene.start("prefork")
     running.wait_for_log(after)
     assert running.stop() == 0
 
 
 def test_a_worker_that_is_stopping_takes_no_more_messages(
-    worker: StartWorker, producer: MakeProducer, valkey: Valkey, model_server: ModelServer
+    redis_scene: RedisScene, model_server: ModelServer
 ) -> None:
     """Celery's blocking loop would run once more, and take what comes."""
-    running = worker(pool="gevent", env=redis_env(valkey, model_server))
-    running.wait_ready()
-    sender = producer(broker_url=valkey.url, backend=valkey.url)
-    held = sender.send({"args": {"behaviour": {"sleep_s": 7}}})
+    running = redis_scene.ready("gevent")
+    held = redis_scene.send(numbers=[1], behaviour=HELD)
     model_server.wait_in_flight(1)
     os.kill(running.pid, signal.SIGTERM)
+    running.wait_for_log("drain_start")
     time.sleep(3.5)  # the wait for a message that had begun is over: 2 s, and a BRPOP of 1 s
-    sender.send({"args": {"id": "late"}})
+    redis_scene.send(request_id="late")
+    time.sleep(1)
+    model_server.control(release=True)
     assert running.wait_exit() == 0
-    assert held.get(timeout=5)["status_code"] == 200
-    assert "late" not in model_server.stats()["by_id"]
-    backend: Any = sender.app.backend
-    assert backend.client.llen(sender.queue) == 1
+    assert total(held) == 1
+    assert asked(model_server, "late") == 0
+    assert redis_scene.queued() == 1

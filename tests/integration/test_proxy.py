@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from forwarder.testing.processes import LOOPBACK, free_port
+from forwarder.testing.processes import LOOPBACK
 from forwarder.testing.proxy import Proxy
 from forwarder.testing.services import Valkey
+from tests.integration.scenes import PATIENCE_S
 
 SILENCE_S = 0.3
 
@@ -21,7 +22,7 @@ SILENCE_S = 0.3
 def listener() -> Iterator[socket.socket]:
     """A server that does nothing by itself."""
     with socket.create_server((LOOPBACK, 0)) as server:
-        server.settimeout(5.0)
+        server.settimeout(PATIENCE_S)
         yield server
 
 
@@ -32,9 +33,9 @@ def proxy(listener: socket.socket) -> Iterator[Proxy]:
 
 
 def connected(proxy: Proxy, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
-    client = socket.create_connection((LOOPBACK, proxy.port), timeout=5.0)
+    client = socket.create_connection((LOOPBACK, proxy.port), timeout=PATIENCE_S)
     server, _ = listener.accept()
-    server.settimeout(5.0)
+    server.settimeout(PATIENCE_S)
     return client, server
 
 
@@ -62,7 +63,7 @@ def hears_nothing(end: socket.socket) -> bool:
     except TimeoutError:
         return True
     finally:
-        end.settimeout(5.0)
+        end.settimeout(PATIENCE_S)
     return False
 
 
@@ -156,13 +157,13 @@ def test_a_delay_is_added_each_way(proxy: Proxy, listener: socket.socket) -> Non
         server.recv(1)
         server.sendall(b"y")
         client.recv(1)
-        assert 0.4 <= time.monotonic() - started < 2.0
+        assert 0.4 <= time.monotonic() - started < 5.0
 
 
-def test_a_target_that_is_not_there_closes_the_connection() -> None:
+def test_a_target_that_is_not_there_closes_the_connection(nobody: str) -> None:
     with (
-        Proxy(target_port=free_port()) as proxy,
-        socket.create_connection((LOOPBACK, proxy.port), timeout=5.0) as client,
+        Proxy(target_port=int(nobody.rpartition(":")[2])) as proxy,
+        socket.create_connection((LOOPBACK, proxy.port), timeout=PATIENCE_S) as client,
     ):
         assert is_closed(client)
 
@@ -184,7 +185,7 @@ def test_a_redis_client_loses_its_connection_and_gets_it_back(valkey: Valkey) ->
 
 def test_nothing_is_left_of_a_stopped_proxy(valkey: Valkey) -> None:
     with Proxy(target_port=valkey.port) as proxy:
-        client = socket.create_connection((LOOPBACK, proxy.port), timeout=5.0)
+        client = socket.create_connection((LOOPBACK, proxy.port), timeout=PATIENCE_S)
     with client:
         assert is_closed(client)
     assert refused(proxy)

@@ -16,6 +16,7 @@ from cryptography import x509
 
 from forwarder.testing.certificates import write_self_signed
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.scenes import POOLS, total
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -67,7 +68,7 @@ def tls_port(valkey: Valkey, certificate: Path) -> Iterator[int]:
     listener.close()
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("pool", POOLS)
 def test_tasks_and_results_travel_over_tls(
     pool: str,
     worker: StartWorker,
@@ -83,7 +84,7 @@ def test_tasks_and_results_travel_over_tls(
     running.wait_ready()
     sender = producer(broker_url=valkey.url, backend=valkey.url)
     results = [sender.send({"args": {"numbers": [n]}}) for n in range(10)]
-    assert [result.get(timeout=30)["result"]["sum"] for result in results] == list(range(10))
+    assert [total(result) for result in results] == list(range(10))
     assert running.stop() == 0
 
 

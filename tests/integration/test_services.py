@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
@@ -30,6 +29,7 @@ from forwarder.testing.aws_resources import (
 from forwarder.testing.processes import LOOPBACK, StartFailed, family, free_port, owns_port, wait_gone
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import CHECKOUT, ModelServer, NotInstalled, Service, Valkey
+from tests.integration.scenes import HELD, PATIENCE_S, idle, wait_until
 
 
 def _listeners(pid: int) -> set[tuple[str, int]]:
@@ -127,8 +127,8 @@ def test_services_die_with_a_parent_that_is_killed() -> None:
     assert processes
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    assert wait_gone(processes, timeout_s=10.0)
-    _until(lambda: not Path(folder).exists())
+    assert wait_gone(processes, timeout_s=PATIENCE_S)
+    wait_until(lambda: not Path(folder).exists())
 
 
 @pytest.fixture(params=["moto", "localstack"])
@@ -149,22 +149,15 @@ def test_firehose_records_are_delivered_through_an_assumed_role(
     records = [{"Data": json.dumps({"TASK_ID": str(n)}).encode() + b"\n"} for n in range(3)]
     client(assumed, "firehose").put_record_batch(DeliveryStreamName=queue_name, Records=records)
     client(assumed, "firehose").put_record(DeliveryStreamName=queue_name, Record=records[0])
-    _until(lambda: len(list(delivered_records(cloud.env, queue_name))) == 4)
+    wait_until(lambda: len(list(delivered_records(cloud.env, queue_name))) == 4)
     delivered = sorted(record["TASK_ID"] for record in delivered_records(cloud.env, queue_name))
     assert delivered == ["0", "0", "1", "2"]
-
-
-def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture
 def connection(model_server: ModelServer) -> Iterator[HTTPConnection]:
     """A kept-alive connection to the sample model server."""
-    made = HTTPConnection(LOOPBACK, model_server.port, timeout=10.0)
+    made = HTTPConnection(LOOPBACK, model_server.port, timeout=PATIENCE_S)
     yield made
     made.close()
 
@@ -224,7 +217,7 @@ def test_the_model_server_misbehaves_as_told(
 
 def test_the_model_server_cuts_an_answer_short(model_server: ModelServer) -> None:
     body = json.dumps({"behaviour": {"cut": True, "huge_bytes": 1000}})
-    with socket.create_connection((LOOPBACK, model_server.port), timeout=5.0) as raw:
+    with socket.create_connection((LOOPBACK, model_server.port), timeout=PATIENCE_S) as raw:
         raw.sendall(f"POST /predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     head, _, content = answer.partition(b"\r\n\r\n")
@@ -235,11 +228,37 @@ def test_the_model_server_cuts_an_answer_short(model_server: ModelServer) -> Non
 @pytest.mark.parametrize("close", ["announced", "silent"])
 def test_the_model_server_closes_after_an_answer(model_server: ModelServer, close: str) -> None:
     body = json.dumps({"behaviour": {"close": close}})
-    with socket.create_connection((LOOPBACK, model_server.port), timeout=5.0) as raw:
+    with socket.create_connection((LOOPBACK, model_server.port), timeout=PATIENCE_S) as raw:
         raw.sendall(f"POST /predict HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 200 OK")
     assert (b"Connection: close" in answer) == (close == "announced")
+
+
+def test_the_model_server_holds_an_answer_until_it_is_released(model_server: ModelServer) -> None:
+    statuses: list[int] = []
+
+    def ask() -> None:
+        asking = HTTPConnection(LOOPBACK, model_server.port, timeout=PATIENCE_S)
+        statuses.append(_predict(asking, behaviour=HELD)[0])
+        asking.close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    model_server.wait_in_flight(1)
+    assert statuses == []
+    model_server.control(release=True)
+    thread.join()
+    assert statuses == [200]
+
+
+def test_the_model_server_holds_nothing_for_a_client_that_has_gone(
+    connection: HTTPConnection, model_server: ModelServer
+) -> None:
+    connection.request("POST", "/predict", body=json.dumps({"behaviour": HELD}))
+    model_server.wait_in_flight(1)
+    connection.close()
+    wait_until(lambda: idle(model_server))
 
 
 def test_the_model_server_is_not_ready_when_told_so(model_server: ModelServer) -> None:
@@ -253,14 +272,15 @@ def test_the_model_server_holds_512_requests_at_once(model_server: ModelServer) 
     statuses: list[int] = []
 
     def ask() -> None:
-        asking = HTTPConnection(LOOPBACK, model_server.port, timeout=30.0)
-        statuses.append(_predict(asking, behaviour={"sleep_s": 2.0})[0])
+        asking = HTTPConnection(LOOPBACK, model_server.port, timeout=PATIENCE_S)
+        statuses.append(_predict(asking, behaviour=HELD)[0])
         asking.close()
 
     threads = [threading.Thread(target=ask) for _ in range(512)]
     for thread in threads:
         thread.start()
+    model_server.wait_in_flight(512)
+    model_server.control(release=True)
     for thread in threads:
         thread.join()
     assert statuses == [200] * 512
-    assert model_server.stats()["peak"] > 400

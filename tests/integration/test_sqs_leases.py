@@ -19,6 +19,7 @@ from forwarder.brokers.sqs.transport import SQSTransport
 from forwarder.testing import aws_resources
 from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
 from forwarder.testing.producer import Producer, sqs_broker_url, sqs_conf
+from tests.integration.scenes import PATIENCE_S, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer
@@ -63,9 +64,9 @@ class Consumed:
         self.deliveries: list[Delivery] = []
         self.consumer.consume()
 
-    def take(self, number: int, timeout_s: float = 10.0) -> list[Delivery]:
+    def take(self, number: int) -> list[Delivery]:
         """Block until so many have come, and return them all."""
-        self.drain(lambda: len(self.deliveries) >= number, timeout_s)
+        self.drain(lambda: len(self.deliveries) >= number, PATIENCE_S)
         assert len(self.deliveries) >= number
         return self.deliveries
 
@@ -148,16 +149,16 @@ def scene(make_scene: Callable[..., Scene]) -> Scene:
 
 def test_a_renewed_lease_keeps_a_task_single_for_longer_than_the_visibility_timeout(scene: Scene) -> None:
     scene.producer.send({"args": 1})
-    held = scene.consume(visibility_timeout_s=2)
+    held = scene.consume(visibility_timeout_s=4)
     [delivery] = held.take(1)
-    other = scene.consume(visibility_timeout_s=2)
+    other = scene.consume(visibility_timeout_s=4)
     started = time.monotonic()
-    while time.monotonic() < started + 6:
+    while time.monotonic() < started + 9:
         assert held.leases.renew(held.book.leased()) == []
         assert other.stays_empty(0.5)
     held.book.settle(delivery, Settlement.ACK)
-    assert other.stays_empty(3)
-    assert scene.depth() == (0, 0)
+    assert other.stays_empty(1)
+    wait_until(lambda: scene.depth() == (0, 0))
 
 
 def test_what_a_dead_process_held_comes_to_a_peer_with_a_higher_number(scene: Scene) -> None:
@@ -166,7 +167,7 @@ def test_what_a_dead_process_held_comes_to_a_peer_with_a_higher_number(scene: Sc
     [first] = dead.take(1)
     dead.consumer.cancel()
     peer = scene.consume(visibility_timeout_s=2)
-    [second] = peer.take(1, timeout_s=6)
+    [second] = peer.take(1)
     assert (first.number, second.number) == (1, 2)
     assert list(dead.leases.renew([first])) == [first]
     assert dead.leases.ack(first) is False
@@ -190,8 +191,7 @@ def test_handing_back_leaves_the_number_as_it_is_and_requeueing_raises_it(scene:
         delivery = consumed.take(count)[-1]
         assert (delivery.number, delivery.task_id) == (number, result.id)
     consumed.book.settle(consumed.deliveries[-1], Settlement.ACK)
-    time.sleep(0.5)
-    assert scene.depth() == (0, 0)
+    wait_until(lambda: scene.depth() == (0, 0))
 
 
 def test_many_are_handed_back_at_once(scene: Scene) -> None:
@@ -245,8 +245,7 @@ def test_what_is_put_aside_can_be_listed_shown_requeued_and_purged(
     consumed = scene.consume(prefetch=20)
     for delivery in list(consumed.take(13)):
         consumed.book.settle(delivery, Settlement.PUT_ASIDE, dead(scene))
-    time.sleep(0.5)
-    assert scene.depth() == (0, 0)
+    wait_until(lambda: scene.depth() == (0, 0))
 
     assert len(letters.list(5)) == 5
     found = letters.list(100)
