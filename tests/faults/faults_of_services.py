@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 
 from forwarder.testing.ledger import open_ids
-from forwarder.testing.processes import family
 from forwarder.testing.services import Service
 from tests.faults.brokers import DurableValkey
-from tests.faults.scenario import CALM, Act
-
-Nemesis = Callable[[Act], None]
+from tests.faults.scenario import CALM, Act, Nemesis
+from tests.faults.stores import frozen
 
 
 def results_killed(away_s: float) -> Nemesis:
@@ -24,7 +21,11 @@ def results_killed(away_s: float) -> Nemesis:
 
     def nemesis(act: Act) -> None:
         act.pause(1.0)
-        _killed(act, act.results, away_s)
+        # In the middle of calls: what is asked for by then has to wait with its answer.
+        act.wait_for(lambda: act.model.stats()["in_flight"] >= 2, 10.0)
+        act.results.kill()
+        act.pause(away_s)
+        act.results.revive()
 
     return nemesis
 
@@ -32,14 +33,15 @@ def results_killed(away_s: float) -> Nemesis:
 def results_frozen(act: Act) -> None:
     """SIGSTOP the result store for a while."""
     act.pause(1.0)
-    with _frozen(act.results):
+    with frozen(act.results.service):
         act.pause(3.0, 30.0)
 
 
 def results_disk_full(act: Act) -> None:
     """Let the result store's disk be full for a while: it refuses every write."""
+    assert isinstance(act.results.service, DurableValkey)
     act.pause(1.0)
-    with _disk_full(act.results):
+    with _disk_full(act.results.service):
         act.pause(3.0, 8.0)
 
 
@@ -71,7 +73,7 @@ def broker_wiped(act: Act) -> None:
 def broker_frozen(act: Act) -> None:
     """SIGSTOP the broker: for longer than a lease lasts."""
     act.pause(1.0)
-    with _frozen(act.broker.service):
+    with frozen(act.broker.service):
         act.pause(5.0, 60.0)
 
 
@@ -85,10 +87,10 @@ def link_cut(act: Act) -> None:
 
 
 def link_frozen(act: Act) -> None:
-    """Pass nothing between workers and broker although the connections stay open, for longer than a lease."""
+    """Pass nothing between workers and broker although connections stay open; outlasts lease and call."""
     act.pause(1.0)
     act.broker.link.freeze()
-    act.pause(5.0, 60.0)
+    act.pause(7.0, 60.0)
     act.broker.link.heal()
 
 
@@ -145,19 +147,6 @@ def _killed(act: Act, service: Service, away_s: float) -> None:
     service.process.kill()
     act.pause(away_s)
     service.restart()
-
-
-@contextlib.contextmanager
-def _frozen(service: Service) -> Iterator[None]:
-    stopped = family(service.pid)
-    try:
-        for process in stopped:
-            process.send_signal(signal.SIGSTOP)
-        yield
-    finally:
-        for process in stopped:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 
 import psutil
 
+from forwarder.settings.coherence import ENDING_S
 from forwarder.testing.processes import StartFailed, family
-from tests.faults.scenario import Act
+from forwarder.testing.worker import Worker
+from tests.faults.scenario import Act, Nemesis
 from tests.faults.workers import clock_env
 
-STOP_S = 12.0  # the drain, and a few seconds to come out
+STOP_S = 3.0 + ENDING_S  # the drain, and what a worker promises to need after it
+OUTLASTING = {"sleep_s": STOP_S + 5.0}
 HOUR_S = 3600
 
 
@@ -58,9 +61,22 @@ def told_to_stop_twice(act: Act) -> None:
     _stopped(act, signal.SIGTERM, signal.SIGTERM)
 
 
-def told_to_quit(act: Act) -> None:
-    """SIGQUIT: no time to finish anything."""
-    _stopped(act, signal.SIGQUIT)
+def told_in_long_tasks(number: signal.Signals) -> Nemesis:
+    """Send a signal while every slot has a task that outlasts the stop; the next worker comes after it."""
+
+    def nemesis(act: Act) -> None:
+        act.behave(**OUTLASTING)
+        for _ in range(4):
+            act.sender.send()
+        act.wait_for(lambda: act.model.stats()["in_flight"] >= 4, 10.0)
+        act.pause(0.3)
+        leaving = act.crew.workers[0]
+        os.kill(leaving.pid, number)
+        _see_it_end(act, leaving)
+        act.behave()
+        act.crew.hire()
+
+    return nemesis
 
 
 def _stopped(act: Act, *signals: signal.Signals) -> None:
@@ -71,6 +87,11 @@ def _stopped(act: Act, *signals: signal.Signals) -> None:
         if leaving.alive:
             os.kill(leaving.pid, number)
         act.pause(0.4)
+    _see_it_end(act, leaving)
+
+
+def _see_it_end(act: Act, leaving: Worker) -> None:
+    """Block until a worker has ended; kill it, as Kubernetes would, when it takes too long."""
     try:
         code = leaving.wait_exit(STOP_S)
     except StartFailed:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+
 from tests.faults import faults_of_services as services
 from tests.faults import faults_of_workers as workers
-from tests.faults.scenario import Scenario
+from tests.faults.scenario import BROKERS, SQS_S3, Scenario
 from tests.faults.traffic import Load
 from tests.faults.workers import faketime_library
 
 PREFORK = ("prefork",)
 NO_SQS = ("redis", "amqp")
+ALSO_S3 = (*BROKERS, SQS_S3)
 #: Three times the harness' visibility timeout.
 LONG_TASK = {"sleep_s": 9.0}
+#: The nemesis itself sends what it needs.
+NO_OTHERS = Load(per_s=0)
 
 
 def _no_faketime() -> str | None:
@@ -24,12 +29,15 @@ _WORKERS = (
         guarantee="kill -9 of a worker and its children loses nothing",
         nemesis=workers.worker_killed,
         short=("redis/gevent", "amqp/prefork"),
+        sabotage="acks_at_the_start",
     ),
     Scenario(
         name="main-process-killed",
         guarantee="kill -9 of the main process alone loses nothing, and its children pay for nothing more",
         nemesis=workers.main_process_killed,
         pools=PREFORK,
+        load=Load(burst=4, per_s=2.0, behaviour={"sleep_s": 1.5}),
+        sabotage="acks_at_the_start",
     ),
     Scenario(
         name="idle-peer-takes-over",
@@ -38,6 +46,7 @@ _WORKERS = (
         workers=2,
         load=Load(burst=8, per_s=0, behaviour={"sleep_s": 1.5}),
         recovery_s=16.0,  # the timeout of 3 s, the 10 s, and the tasks themselves
+        sabotage="acks_at_the_start",
         short=("redis/gevent", "sqs/gevent"),
     ),
     Scenario(
@@ -47,19 +56,19 @@ _WORKERS = (
         pools=PREFORK,
         load=Load(per_s=6.0, behaviour={"sleep_s": 0.5}),
         short=("redis/prefork",),
+        sabotage="acks_what_a_lost_child_held",
     ),
     Scenario(
         name="sigterm",
         guarantee="a worker that is told to stop finishes or hands back what it holds",
         nemesis=workers.told_to_stop,
-        short=("redis/prefork", "amqp/gevent"),
     ),
     Scenario(
         name="sigterm-with-long-tasks",
         guarantee="what outlasts the drain is handed back and done elsewhere",
-        nemesis=workers.told_to_stop,
-        load=Load(burst=4, per_s=2.0, behaviour={"sleep_s": 6.0}),
-        recovery_s=40.0,
+        nemesis=workers.told_in_long_tasks(signal.SIGTERM),
+        load=NO_OTHERS,
+        short=("redis/prefork", "amqp/gevent"),
     ),
     Scenario(
         name="sigterm-twice",
@@ -71,7 +80,8 @@ _WORKERS = (
     Scenario(
         name="sigquit",
         guarantee="SIGQUIT hands back at once and loses nothing",
-        nemesis=workers.told_to_quit,
+        nemesis=workers.told_in_long_tasks(signal.SIGQUIT),
+        load=NO_OTHERS,
         short=("redis/gevent",),
     ),
     Scenario(
@@ -132,14 +142,18 @@ _RESULTS = (
     Scenario(
         name="results-killed",
         guarantee="a result store that is away for a while costs no inference call",
-        nemesis=services.results_killed(3.0),
+        nemesis=services.results_killed(5.0),
+        load=Load(per_s=10.0, behaviour={"sleep_s": 0.3}),
+        places=ALSO_S3,
         repeats_max=0,
-        short=("redis/gevent",),
+        short=("redis/gevent", "sqs+s3/gevent"),
+        sabotage="does_not_wait_for_the_store",
     ),
     Scenario(
         name="results-away-long",
         guarantee="what can't be stored within the bound goes back to the queue; work goes on by itself",
         nemesis=services.results_killed(6.0),
+        places=ALSO_S3,
         settings={"FORWARDER_STORE_RETRY_S": "2"},
         short=("redis/prefork", "redis/gevent"),
     ),
@@ -147,6 +161,7 @@ _RESULTS = (
         name="results-frozen",
         guarantee="a result store that hangs for a while loses nothing",
         nemesis=services.results_frozen,
+        places=ALSO_S3,
     ),
     Scenario(
         name="results-disk-full",
@@ -161,14 +176,15 @@ _BROKER = (
         name="broker-killed",
         guarantee="a broker that comes back with its data loses nothing, and running tasks finish",
         nemesis=services.broker_killed,
-        brokers=NO_SQS,
+        places=NO_SQS,
         short=("redis/prefork",),
     ),
     Scenario(
         name="broker-wiped",
         guarantee="what runs while the broker loses its data still gets its result; the worker goes on",
         nemesis=services.broker_wiped,
-        brokers=NO_SQS,
+        sabotage="drops_what_runs_when_cut_off",
+        places=NO_SQS,
         short=("redis/gevent",),
     ),
     Scenario(
@@ -180,7 +196,7 @@ _BROKER = (
         name="broker-disk-full",
         guarantee="a broker that refuses writes, acks included, for a while loses nothing",
         nemesis=services.broker_disk_full,
-        brokers=("redis",),
+        places=("redis",),
     ),
     Scenario(
         name="link-cut",
@@ -192,6 +208,7 @@ _BROKER = (
         name="link-frozen",
         guarantee="a silent network between worker and broker loses nothing",
         nemesis=services.link_frozen,
+        sabotage="ends_when_it_can_not_settle",
         short=("redis/gevent",),
     ),
     Scenario(
@@ -210,6 +227,7 @@ _MODEL = tuple(
         expect="success" if name not in ("model-garbage", "model-cut") else "any",
         recovery_s=40.0,
         short=short,
+        sabotage="gives_up_on_the_inference_server" if name == "model-killed" else "",
     )
     for name, guarantee, nemesis, short in (
         (

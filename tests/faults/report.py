@@ -46,10 +46,10 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def as_json(outcomes: Sequence[Outcome], *, stock: bool, seed: str) -> str:
+def as_json(outcomes: Sequence[Outcome], *, worker: str, seed: str) -> str:
     """Return everything for a program, the ids included."""
     return json.dumps(
-        {"stock": stock, "seed": seed, "scenarios": [_entry(outcome) for outcome in outcomes]}, indent=2
+        {"worker": worker, "seed": seed, "scenarios": [_entry(outcome) for outcome in outcomes]}, indent=2
     )
 
 
@@ -73,6 +73,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "scenario": outcome.cell.scenario.name,
         "broker": outcome.cell.broker,
+        "results": outcome.cell.results,
         "pool": outcome.cell.pool,
         "passed": outcome.passed,
         "skipped": outcome.skipped,

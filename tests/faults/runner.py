@@ -9,13 +9,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis
-
 from forwarder.testing.ledger import Ledger, Verdict, judge, open_ids
 from forwarder.testing.services import ModelServer, NotInstalled
-from tests.faults.brokers import BROKERS, VISIBILITY_TIMEOUT_S, Broker, DurableValkey
+from tests.faults import sabotages, stock
+from tests.faults.brokers import BROKERS, VISIBILITY_TIMEOUT_S, Broker
 from tests.faults.scenario import CALM, Act, Cell, Scenario
-from tests.faults.traffic import ResultWatch, Sender
+from tests.faults.stores import STORES, Store
+from tests.faults.traffic import Sender
 from tests.faults.workers import Crew
 
 SETTINGS = {
@@ -56,7 +56,7 @@ class Stage:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._brokers: dict[str, Broker] = {}
-        self._results: DurableValkey | None = None
+        self._stores: dict[str, Store] = {}
 
     def __enter__(self) -> Stage:
         return self
@@ -72,16 +72,17 @@ class Stage:
     def strike(self) -> None:
         """Stop everything; what is needed next is started anew."""
         self._brokers.clear()
-        self._results = None
+        self._stores.clear()
         self._stack.close()
 
-    def results(self) -> DurableValkey:
-        """Return the result store, empty. Raises NotInstalled or StartFailed."""
-        if self._results is None:
-            self._results = self._stack.enter_context(DurableValkey())
-        with redis.Redis(host="127.0.0.1", port=self._results.port, socket_timeout=5.0) as client:
-            client.flushall()
-        return self._results
+    def results(self, kind: str) -> Store:
+        """Return a result store, empty. Raises NotInstalled or StartFailed."""
+        if kind not in self._stores:
+            store = STORES[kind]()
+            store.start(self._stack)
+            self._stores[kind] = store
+        self._stores[kind].clear()
+        return self._stores[kind]
 
     def broker(self, kind: str) -> Broker:
         """Return a broker. Raises NotInstalled or StartFailed."""
@@ -95,9 +96,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How cells are run: against which worker, how long the faults last, from which seed, files to where."""
+    """How cells are run: which module is the worker, how long faults last, the seed, files to where.
 
-    stock: bool
+    ``patience`` multiplies the time for recovery.
+    """
+
+    module: str
+    patience: float
     long: bool
     seed: str
     folder: Path
@@ -106,6 +111,8 @@ class Plan:
 def run(cell: Cell, stage: Stage, plan: Plan) -> Outcome:
     """Run one cell and return what became of it. Blocks for seconds to minutes; raises only an interrupt."""
     lacks = cell.scenario.lacks()
+    if lacks is None and plan.module == stock.__name__:
+        lacks = stock.lacks(cell.broker, cell.pool)
     if lacks is not None:
         return Outcome(cell=cell, verdict=None, reason=lacks, skipped=True)
     ledger = Ledger(plan.folder / f"{str(cell).replace('/', '.')}.{uuid.uuid4().hex[:6]}.jsonl")
@@ -148,20 +155,20 @@ def broken(scenario: Scenario, verdict: Verdict) -> str:
 
 def _run(cell: Cell, stage: Stage, plan: Plan, ledger: Ledger) -> list[str]:
     scenario = cell.scenario
-    results = stage.results()
+    results = stage.results(cell.results)
     broker = stage.broker(cell.broker)
     queue = f"faults-{uuid.uuid4().hex[:10]}"
     broker.prepare(queue)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(ModelServer(ledger=ledger.path))
         model.control(behaviour=CALM)
-        env = {**_env(queue, broker, results, model), **scenario.settings}
-        crew = Crew(stock=plan.stock, pool=cell.pool, env=env, stop_timeout_s=STOP_TIMEOUT_S)
+        env = {**_env(queue, broker, results, model), **scenario.settings, sabotages.NAME: scenario.sabotage}
+        crew = Crew(module=plan.module, pool=cell.pool, env=env, stop_timeout_s=STOP_TIMEOUT_S)
         stack.enter_context(crew)
         stack.callback(lambda: ledger.path.with_suffix(".log").write_text(crew.logs()))
         producer = broker.producer(queue)
         stack.callback(producer.close)
-        stack.enter_context(ResultWatch(store=results, ledger=ledger))
+        stack.enter_context(results.watch(ledger))
         crew.hire(scenario.workers)
         act = Act(
             crew=crew,
@@ -175,7 +182,7 @@ def _run(cell: Cell, stage: Stage, plan: Plan, ledger: Ledger) -> list[str]:
             long=plan.long,
         )
         _play(scenario, act)
-        _wait_for_outcomes(scenario, act)
+        _wait_for_outcomes(act, scenario.recovery_s * plan.patience)
         return act.complaints
 
 
@@ -188,10 +195,10 @@ def _play(scenario: Scenario, act: Act) -> None:
             time.sleep(CALM_AGAIN_S)
 
 
-def _wait_for_outcomes(scenario: Scenario, act: Act) -> None:
+def _wait_for_outcomes(act: Act, recovery_s: float) -> None:
     """Block until nothing is due: at least for the aftermath, at most as long as recovery may take."""
     healed_at = time.monotonic()
-    while time.monotonic() < healed_at + scenario.recovery_s:
+    while time.monotonic() < healed_at + recovery_s:
         _look_for_dead(act)
         if not open_ids(act.ledger.events()) and time.monotonic() > healed_at + AFTERMATH_S:
             return
@@ -212,13 +219,13 @@ def _look_for_dead(act: Act) -> None:
             act.ledger.note("dead", task_id)
 
 
-def _env(queue: str, broker: Broker, results: DurableValkey, model: ModelServer) -> dict[str, str]:
+def _env(queue: str, broker: Broker, results: Store, model: ModelServer) -> dict[str, str]:
     return {
         **SETTINGS,
         **model.env,
         **broker.worker_env(queue),
+        **results.worker_env(),
         "FORWARDER_QUEUES": queue,
-        "FORWARDER_RESULT_BACKEND": results.url,
     }
 
 

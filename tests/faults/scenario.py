@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 
 from forwarder.testing.ledger import Expect, Ledger
 from forwarder.testing.services import ModelServer
-from tests.faults.brokers import Broker, DurableValkey
+from tests.faults.brokers import Broker
+from tests.faults.stores import Store
 from tests.faults.traffic import Load, Sender
 from tests.faults.workers import Crew
 
 BROKERS = ("redis", "sqs", "amqp")
+#: A broker, and after a plus the result store where that is not Redis.
+SQS_S3 = "sqs+s3"
 POOLS = ("prefork", "gevent")
 #: How the model server answers when nothing is wrong: long enough that there is always something in flight.
 CALM = {"sleep_s": 0.15}
@@ -30,7 +33,7 @@ class Act:
 
     crew: Crew
     broker: Broker
-    results: DurableValkey
+    results: Store
     model: ModelServer
     sender: Sender
     ledger: Ledger
@@ -59,6 +62,9 @@ class Act:
         return held
 
 
+Nemesis = Callable[[Act], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One fault.
@@ -67,14 +73,17 @@ class Scenario:
     ``guarantee`` says in a sentence what must hold. ``expect`` is the outcome of each task,
     ``repeats_max`` how many requests may be repeats without a commit, None for
     any number. ``recovery_s``: within so many seconds after the healing all must
-    have their outcome. ``short`` names the cells (``broker/pool``) of the short form.
+    have their outcome. ``places`` names the brokers, with the result store where that
+    is not Redis. ``short`` names the cells (``place/pool``) of the short form.
+    ``sabotage`` names what is taken out of our worker to show that the scenario
+    notices, where a stock worker holds as well.
     ``lacks`` returns why this machine can't make the fault.
     """
 
     name: str
     guarantee: str
-    nemesis: Callable[[Act], None]
-    brokers: tuple[str, ...] = BROKERS
+    nemesis: Nemesis
+    places: tuple[str, ...] = BROKERS
     pools: tuple[str, ...] = POOLS
     workers: int = 1
     load: Load = STEADY
@@ -83,32 +92,43 @@ class Scenario:
     repeats_max: int | None = None
     recovery_s: float = 25.0
     short: Collection[str] = ()
+    sabotage: str = ""
     lacks: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One scenario on one broker and one pool."""
+    """One scenario in one place (``broker`` or ``broker+store``) and on one pool."""
 
     scenario: Scenario
-    broker: str
+    place: str
     pool: str
 
     def __str__(self) -> str:
-        return f"{self.scenario.name}/{self.broker}/{self.pool}"
+        return f"{self.scenario.name}/{self.place}/{self.pool}"
 
     @property
     def is_short(self) -> bool:
         """Return whether the short form runs it."""
-        return f"{self.broker}/{self.pool}" in self.scenario.short
+        return f"{self.place}/{self.pool}" in self.scenario.short
+
+    @property
+    def broker(self) -> str:
+        """Return the broker's kind."""
+        return self.place.partition("+")[0]
+
+    @property
+    def results(self) -> str:
+        """Return the result store's kind."""
+        return self.place.partition("+")[2] or "redis"
 
 
 def cells(scenarios: Iterable[Scenario]) -> Iterator[Cell]:
-    """Yield every scenario on every broker and pool where it applies."""
+    """Yield every scenario in every place and on every pool where it applies."""
     for scenario in scenarios:
-        for broker in scenario.brokers:
+        for place in scenario.places:
             for pool in scenario.pools:
-                yield Cell(scenario, broker, pool)
+                yield Cell(scenario, place, pool)
 
 
 def chosen(all_cells: Iterable[Cell], *, only: str | None, everything: bool) -> list[Cell]:

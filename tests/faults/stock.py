@@ -10,7 +10,9 @@ import json
 import os
 import urllib.request
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 TASK = "forwarder.forward"
 ANSWER_TIMEOUT_S = 60.0
@@ -31,7 +33,7 @@ def configuration(environ: Mapping[str, str]) -> dict[str, Any]:
         "broker_url": environ["FORWARDER_BROKER_URL"],
         "broker_transport_options": options,
         "broker_connection_retry_on_startup": True,
-        "result_backend": environ["FORWARDER_RESULT_BACKEND"],
+        **_results(environ),
         # By default it tries for about 20 s; the harness' bound, so that outages can be short.
         "result_backend_transport_options": {
             "retry_policy": {"timeout": float(environ["FORWARDER_STORE_RETRY_S"])}
@@ -40,7 +42,29 @@ def configuration(environ: Mapping[str, str]) -> dict[str, Any]:
         "task_reject_on_worker_lost": True,
         "task_default_queue": queue,
         "worker_prefetch_multiplier": 1,
+        "worker_soft_shutdown_timeout": float(environ["FORWARDER_DRAIN_TIMEOUT_S"]),
         "worker_enable_remote_control": "FORWARDER_SQS_QUEUE_URL" not in environ,
+    }
+
+
+def lacks(broker: str, pool: str) -> str | None:
+    """Return why this machine can't run a stock worker there, None where it can."""
+    if (broker, pool) == ("sqs", "prefork") and find_spec("pycurl") is None:
+        return "no pycurl, without which stock Celery's prefork takes nothing from SQS: pip install pycurl"
+    return None
+
+
+def _results(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return where results go. Keys and endpoint of S3 are boto3's own settings."""
+    url = environ["FORWARDER_RESULT_BACKEND"]
+    parts = urlsplit(url)
+    if parts.scheme != "s3":
+        return {"result_backend": url}
+    return {
+        "result_backend": "s3",
+        "s3_bucket": parts.netloc,
+        "s3_base_path": parts.path.lstrip("/"),
+        "s3_region": environ["AWS_REGION"],
     }
 
 

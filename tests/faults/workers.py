@@ -1,17 +1,16 @@
-"""The workers of one scenario: ours or stock ones, and the libfaketime that some run under."""
+"""The workers of one scenario, and the libfaketime that some run under."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
-from forwarder.testing.processes import Command, family
+from forwarder.testing.processes import family
 from forwarder.testing.worker import Worker
 
 READY_S = 60.0
@@ -19,19 +18,11 @@ READY_S = 60.0
 FAKETIME = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib64/faketime/libfaketime.so.1")
 
 
-class StockWorker(Worker):
-    """Stock Celery with the plain task of :mod:`tests.faults.stock`; takes our settings' names."""
-
-    def __init__(self, *, pool: str, env: Mapping[str, str], stop_timeout_s: float) -> None:
-        super().__init__(pool=pool, env=env, stop_timeout_s=stop_timeout_s)
-        self._command = Command(argv=[sys.executable, "-m", "tests.faults.stock"], env=self._command.env)
-
-
 class Crew:
-    """The workers on one queue. Leaving the context ends them all."""
+    """The workers on one queue: ``module`` is what they run. Leaving the context ends them all."""
 
-    def __init__(self, *, stock: bool, pool: str, env: Mapping[str, str], stop_timeout_s: float) -> None:
-        self._kind = StockWorker if stock else Worker
+    def __init__(self, *, module: str, pool: str, env: Mapping[str, str], stop_timeout_s: float) -> None:
+        self._module = module
         self._pool = pool
         self._env = env
         self._stop_timeout_s = stop_timeout_s
@@ -50,7 +41,12 @@ class Crew:
     def hire(self, number: int = 1, env: Mapping[str, str] | None = None) -> None:
         """Start workers and block until they consume. Raises StartFailed."""
         new = [
-            self._kind(pool=self._pool, env={**self._env, **(env or {})}, stop_timeout_s=self._stop_timeout_s)
+            Worker(
+                module=self._module,
+                pool=self._pool,
+                env={**self._env, **(env or {})},
+                stop_timeout_s=self._stop_timeout_s,
+            )
             for _ in range(number)
         ]
         for worker in new:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from forwarder.testing.ledger import Verdict
+from tests.faults.brokers import BROKERS
 from tests.faults.matrix import SCENARIOS
 from tests.faults.report import as_json, line, summary, table
 from tests.faults.runner import Outcome, broken, next_cell
 from tests.faults.scenario import Act, Cell, Scenario, cells, chosen
+from tests.faults.stores import STORES
 
 KEPT = Verdict(sent=9, lost=(), repeated_after_commit=(), wrong=(), repeats=3, recovery_s=1.25)
 
@@ -20,7 +22,7 @@ SCENARIO = Scenario(name="fault", guarantee="nothing is lost", nemesis=nothing, 
 
 
 def test_a_scenario_is_tried_on_every_broker_and_pool_it_names() -> None:
-    narrow = replace(SCENARIO, brokers=("redis", "amqp"), pools=("gevent",))
+    narrow = replace(SCENARIO, places=("redis", "amqp"), pools=("gevent",))
     assert [str(cell) for cell in cells([narrow])] == ["fault/redis/gevent", "fault/amqp/gevent"]
 
 
@@ -43,6 +45,18 @@ def test_every_cell_of_the_short_form_exists_and_names_are_unique() -> None:
     assert len(set(names)) == len(names)
     for scenario in SCENARIOS:
         assert {f"{scenario.name}/{cell}" for cell in scenario.short} <= set(names)
+
+
+def test_a_place_names_the_broker_and_the_result_store_where_that_is_not_redis() -> None:
+    plain, elsewhere = Cell(SCENARIO, "sqs", "gevent"), Cell(SCENARIO, "sqs+s3", "gevent")
+    assert [(cell.broker, cell.results) for cell in (plain, elsewhere)] == [("sqs", "redis"), ("sqs", "s3")]
+    assert str(elsewhere) == "fault/sqs+s3/gevent"
+
+
+def test_every_place_of_the_matrix_has_a_broker_and_a_store() -> None:
+    for cell in cells(SCENARIOS):
+        assert cell.broker in BROKERS
+        assert cell.results in STORES
 
 
 def test_a_lane_stays_with_its_broker_and_else_takes_one_that_nobody_runs() -> None:
@@ -76,4 +90,4 @@ def test_the_report_tells_what_held_what_broke_and_what_was_skipped() -> None:
     assert [row.split()[-1] for row in rows[1:]] == ["ok", "lost", "libfaketime"]
     assert "18 tasks: lost 1 (must be 0)" in summary([kept, lost, skipped])
     assert "slowest recovery 1.2 s; 1 broken, 1 skipped" in summary([kept, lost, skipped])
-    assert '"lost": [\n        "a"' in as_json([lost], stock=True, seed="1")
+    assert '"lost": [\n        "a"' in as_json([lost], worker="forwarder", seed="1")
