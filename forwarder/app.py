@@ -93,6 +93,7 @@ class Composition:
         """Return the worker's Celery app with the task under each of its names."""
         app = client_app(self._settings, s3=self.s3)
         app.conf.update(consuming_config(self._settings, self.book))
+        app.conf.result_backend_transport_options["batched"] = self._settings.pool == "gevent"
         compression.bound(self._settings.message_bytes_max)
         # Not the tasks' own: children share nothing with the threads of their parent.
         store: Any = client_app(
@@ -129,6 +130,7 @@ class Composition:
                 visibility_timeout_s=settings.visibility_timeout_s,
                 message_bytes_max=settings.message_bytes_max,
                 stock_visibility_timeout_s=settings.stock_visibility_timeout_s,
+                batched=settings.pool == "gevent",
             )
         if settings.broker_kind == "sqs":
             from forwarder.brokers.sqs.leases import SqsLeases

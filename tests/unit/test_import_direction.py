@@ -24,7 +24,7 @@ MODULES = sorted(SOURCES)
 ADAPTERS = ("inference", "brokers", "results", "hooks", "cloud", "telemetry")
 #: Pure and small: every room may import it, and it imports nothing of ours.
 FOR_EVERYBODY = "backoff"
-STATED_INTERFACES = ("aws_errors", "forwarding.errors", "forwarding.ports", "settings")
+STATED_INTERFACES = ("aws_errors", "redis_batches", "forwarding.errors", "forwarding.ports", "settings")
 
 #: Room to the rooms (or modules) that it may import besides itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pool": (),
     FOR_EVERYBODY: (),
     "aws_errors": (),
+    "redis_batches": (),
     "settings": (),
     "compat": ("settings",),
     "forwarding": (),

@@ -11,9 +11,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
 from forwarder.brokers.leases import Death, Delivery
 from forwarder.brokers.redis import scripts
@@ -21,6 +21,7 @@ from forwarder.brokers.redis.dead_letters import letter_parts
 from forwarder.brokers.redis.grace import Grace
 from forwarder.brokers.redis.intake import TAKE_MAX, Take, Taken, lists_of, read_reply
 from forwarder.brokers.redis.stock import StockLeftovers
+from forwarder.redis_batches import RedisBatches
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ class RedisLeases:
 
     ``client`` makes the ``redis.Redis`` of this object, once, at its first use; its
     socket timeouts bound how long a method blocks. ``stock_visibility_timeout_s``
-    is that of stock workers which share the queues. Thread-safe.
+    is that of stock workers which share the queues. With ``batched``, for gevent,
+    what is settled at a time is settled in one round trip. Thread-safe.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class RedisLeases:
         visibility_timeout_s: float,
         message_bytes_max: int,
         stock_visibility_timeout_s: float,
+        batched: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make_client = client
+        self._batches = RedisBatches(client=self._connected) if batched else None
         self._queues = dict.fromkeys(queues)
         self._lease_ms = int(visibility_timeout_s * 1000)
         self._message_bytes_max = message_bytes_max
@@ -241,13 +245,22 @@ class RedisLeases:
 
     def _run_script(self, script: str, *args: Any) -> Any:
         client = self._connected()
-        if script not in self._scripts:
-            self._scripts[script] = client.register_script(script)
         try:
+            if self._batches is not None:
+                return self._run_batched(script, args)
+            if script not in self._scripts:
+                self._scripts[script] = client.register_script(script)
             return self._scripts[script](args=args)
         except ReadOnlyError:  # a failover: these connections lead to who was the primary
             client.connection_pool.disconnect(inuse_connections=False)
             raise
+
+    def _run_batched(self, script: str, args: Sequence[Any]) -> Any:
+        batches = cast(RedisBatches, self._batches)
+        try:
+            return batches.run(("EVALSHA", scripts.sha1(script), 0, *args))[0]
+        except NoScriptError:  # the server was started anew
+            return batches.run(("EVAL", script, 0, *args))[0]
 
     def _connected(self) -> Any:
         with self._making:

@@ -16,6 +16,7 @@ is not undone. The first argument is always the queue, but for those that take s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 _QUEUE = """
@@ -250,6 +251,7 @@ return redis.call('LREM', ARGV[1], -1, ARGV[2])
 """
 
 
+@functools.cache
 def sha1(script: str) -> str:
     """Return the name under which the server knows a script."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
