@@ -14,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from queue import Empty
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from kombu.transport import redis
 from redis.exceptions import NoScriptError, ReadOnlyError
@@ -41,7 +41,8 @@ class LeasedChannel(redis.Channel):
     """kombu's channel, which asks for messages with TAKE and waits for them with BLMOVE.
 
     A take that brought nothing is followed by a wait in one queue's list: what
-    arrives is moved to this process's intake list, from where the next take has it.
+    arrives is moved to this process's intake list, from where the take has it that
+    was sent right behind the wait.
     """
 
     Message = GuardedMessage
@@ -63,11 +64,13 @@ class LeasedChannel(redis.Channel):
         self._script_known = True
         self._wait_next = False
         self.refusal = Refusal(monotonic)
-        #: What the pending reply answers: a take, or the queue that is waited for.
-        self._pending: Take | str = ""
+        #: What the pending reply answers, and the queue that is waited for before it, or was last.
+        self._pending: Take | None = None
+        self._waiting = False
+        self._waited_for = ""
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Send the next take or wait on the polled connection (kombu calls this when a slot is free)."""
+        """Send the next take, behind a wait or not, on the polled connection (kombu: a slot is free)."""
         if self.book is None:
             super()._brpop_start(timeout)  # type: ignore[misc]
             return
@@ -77,9 +80,13 @@ class LeasedChannel(redis.Channel):
         if not self._met:
             self._leases.meet()
             self._met = True
-        command = self._wait(queues[0]) if self._wait_next else self._take(queues)
-        self._in_poll, self._brpop_sent_at = self.client.connection, monotonic()
-        self.client.connection.send_command(*command)
+        commands = [self._take(queues)]
+        self._waiting = self._wait_next
+        if self._waiting:
+            commands.insert(0, self._wait(queues[0]))
+        connection = self.client.connection
+        self._in_poll, self._brpop_sent_at = connection, monotonic()
+        connection.send_packed_command(connection.pack_commands(commands))
 
     def _brpop_read(self, **options: Any) -> Any:
         """Deliver what the reply brings. Raises Empty when that is nothing."""
@@ -131,11 +138,14 @@ class LeasedChannel(redis.Channel):
 
     def _wait(self, queue: str) -> list[Any]:
         self._queue_cycle.rotate(queue)
-        self._pending = queue
+        self._waited_for = queue
         return ["BLMOVE", queue, self._leases.intake(queue), "RIGHT", "LEFT", WAIT_S]
 
     def _read_reply(self) -> list[Taken]:
+        self._wait_next = False
+        refused: Refused | None = None
         try:
+            refused = self._read_wait()
             reply = self.client.parse_response(self.client.connection, "EVALSHA")
         except NoScriptError:  # the server was started anew
             self._script_known = False
@@ -144,8 +154,7 @@ class LeasedChannel(redis.Channel):
             self.client.connection.disconnect()
             raise ConnectionError("the Redis server is a replica") from error
         except Refused as error:
-            self.refusal.note(error)
-            self._wait_next = False
+            refused = error
             return []
         except self.connection_errors:
             self.client.connection.disconnect()
@@ -153,16 +162,27 @@ class LeasedChannel(redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        if isinstance(self._pending, str):
-            self.refusal.end()  # not after a take, which works on a server without memory: it frees some
-            self._wait_next = False
-            return []
+            if refused is not None:
+                self.refusal.note(refused)
         self._script_known = True
-        self._wait_next = not reply
-        taken: list[Taken] = self._leases.end_take(self._pending, reply)
+        self._wait_next = not reply and refused is None
+        taken: list[Taken] = self._leases.end_take(cast(Take, self._pending), reply)
         for queue in {one.queue for one in taken}:
             self._queue_cycle.rotate(queue)
         return taken
+
+    def _read_wait(self) -> Refused | None:
+        """Read past the end of a wait; return why the server refused it. The take's reply is right behind."""
+        if not self._waiting:
+            return None
+        try:
+            self.client.parse_response(self.client.connection, "BLMOVE")
+        except ReadOnlyError:
+            raise
+        except Refused as error:
+            return error
+        self.refusal.end()  # not after a take, which works on a server without memory: it frees some
+        return None
 
     def _deliver(self, taken: list[Taken]) -> None:
         left = list(taken)
@@ -183,8 +203,8 @@ class LeasedChannel(redis.Channel):
         try:
             if self._in_poll:
                 self._give_back(self._read_reply())
-            if self._pending and isinstance(self._pending, str):
-                self._leases.empty_intake(self._pending)
+            if self._waited_for:
+                self._leases.empty_intake(self._waited_for)
         except (*self.connection_errors, self.ResponseError) as error:
             log.warning("intake_not_returned error=%s", type(error).__name__)  # it has a deadline
 

@@ -48,19 +48,32 @@ def test_a_reply_that_its_worker_never_read_is_leased_all_the_same(
 def test_what_arrives_while_a_worker_waits_is_never_nowhere(
     peer: MakePeer, server: redis.Redis, queue_name: str
 ) -> None:
-    """A worker that dies between the wait and the take leaves the message in its intake list."""
+    """What the server ends with between the wait and the take right behind it is in the intake list."""
     dead, living = peer(), peer()
     dead.ask(wait=False)
     assert dead.channel._read_reply() == []
-    dead.ask(wait=True)
     server.lpush(queue_name, envelope(queue_name, "a"))
-    wait_until(lambda: server.llen(dead.leases.intake(queue_name)) == 1)
+    server.lmove(queue_name, dead.leases.intake(queue_name), "RIGHT", "LEFT")  # what the wait does
     dead.vanish()
     began = time.monotonic()
     while not living.got and time.monotonic() - began < PATIENCE_S:
         living.keep()
         living.drain(1, timeout_s=0.3)
     assert [delivery.number for delivery in living.got] == [1]  # it was never delivered
+
+
+def test_what_a_worker_waits_for_is_taken_in_the_same_round_trip(
+    peer: MakePeer, server: redis.Redis, queue_name: str
+) -> None:
+    me = peer()
+    me.ask(wait=False)
+    assert me.channel._read_reply() == []  # the server knows the script now
+    me.ask(wait=True)
+    server.lpush(queue_name, envelope(queue_name, "a"))
+    while not (taken := me.channel._read_reply()):  # the wait was over before: a slow machine
+        me.ask(wait=True)
+    assert [one.number for one in taken] == [1]
+    assert own_keys(server, queue_name) == {"unacked": 1, "leases": 1, "deliveries": 1}
 
 
 def test_a_stock_producers_priorities_are_taken_in_their_order(

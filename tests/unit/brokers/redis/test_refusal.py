@@ -54,10 +54,12 @@ def test_an_outage_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogC
     assert caplog.text.count("broker_refuses") == 3, "busy in between, it never waited for a message"
 
 
-def channel_that_reads(error: Exception, clock: Clock) -> Any:
-    """Return a channel whose next reply is an error."""
+def channel_that_reads(error: Exception, clock: Clock, *, waiting: bool = False) -> Any:
+    """Return a channel whose next reply is an error: to a take, or to a wait before a take of "one"."""
 
     def parse_response(connection: Any, command: str) -> Any:
+        if waiting and command == "EVALSHA":
+            return ["one"]
         raise error
 
     channel: Any = LeasedChannel.__new__(LeasedChannel)
@@ -67,7 +69,10 @@ def channel_that_reads(error: Exception, clock: Clock) -> Any:
     channel._closing = True
     channel.connection_errors = (OSError,)
     channel._flush_brpop_reauth = lambda: None
-    channel._in_poll, channel._wait_next = connection, True
+    channel._in_poll, channel._wait_next, channel._waiting, channel._pending = connection, True, waiting, None
+    leases = SimpleNamespace(end_take=lambda take, reply: [SimpleNamespace(queue=each) for each in reply])
+    channel.book = SimpleNamespace(leases=leases)
+    channel._queue_cycle = SimpleNamespace(rotate=lambda queue: None)
     return channel
 
 
@@ -77,6 +82,13 @@ def test_a_refused_take_brings_nothing_and_leaves_the_connection_as_it_is() -> N
     assert channel._in_poll is None
     assert channel.refusal.waits
     assert channel._wait_next is False, "a take may free the memory that a wait lacks"
+
+
+def test_the_take_behind_a_refused_wait_is_read_and_what_it_brings_is_not_lost() -> None:
+    channel = channel_that_reads(OutOfMemoryError("command not allowed"), Clock(), waiting=True)
+    assert [one.queue for one in channel._read_reply()] == ["one"]
+    assert channel.refusal.waits
+    assert channel._wait_next is False
 
 
 def test_a_replica_is_a_lost_connection_because_the_primary_is_elsewhere() -> None:
