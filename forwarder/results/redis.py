@@ -9,6 +9,9 @@ from celery.backends import redis as celery_redis
 from forwarder.redis_batches import RedisBatches
 from forwarder.results.single_write import SingleWriteBackend
 
+#: Results above this many bytes take a connection of their own: others don't wait for them.
+ALONE_BYTES = 256 * 1024
+
 
 class RedisBackend(SingleWriteBackend, celery_redis.RedisBackend):
     """Celery's Redis backend without the read before each write.
@@ -42,7 +45,7 @@ class RedisBackend(SingleWriteBackend, celery_redis.RedisBackend):
         self, key: str | bytes, value: str | bytes, expires: int | None = None, **_retry_policy: object
     ) -> None:
         """Store the text in one try: Celery's own twenty would hold up the worker's main loop."""
-        if self._batches is None:
+        if self._batches is None or len(value) > ALONE_BYTES:
             super().set(key, value, expires, max_retries=0)  # type: ignore[call-arg,arg-type]  # next is Redis's
             return
         lasting_s = self.expires if expires is None else expires

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from forwarder.redis_batches import BATCH_MAX, RedisBatches
 
@@ -43,7 +44,18 @@ class FakeRedis:
         assert self.go.acquire(timeout=10)
         if self.error is not None:
             raise self.error
-        return [ResponseError("no") if command == ("BAD",) else command for command in self._commands]
+        done: list[Any] = []
+        for command in self._commands:
+            refused = command == (b"BAD",)
+            done.append(ResponseError("no") if refused else command)
+            if command == (b"EXEC",):
+                begun = len(done) - 1 - [self._name(each) for each in done[::-1]].index(b"MULTI")
+                done[-1] = done[begun + 1 : -1]
+        return done
+
+    @staticmethod
+    def _name(reply: Any) -> Any:
+        return reply[0] if isinstance(reply, tuple) else None
 
 
 @pytest.fixture
@@ -73,8 +85,8 @@ def until(probe: Any) -> None:
 def test_a_lone_request_is_sent_at_once_and_gets_its_replies(server: FakeRedis) -> None:
     server.go.release()
     assert RedisBatches(client=lambda: server).run(("SET", "a"), ("PUBLISH", "b")) == [
-        ("SET", "a"),
-        ("PUBLISH", "b"),
+        (b"SET", b"a"),
+        (b"PUBLISH", b"b"),
     ]
 
 
@@ -87,9 +99,57 @@ def test_what_comes_during_a_round_trip_goes_with_the_next_and_nobody_gets_anoth
     rest = [callers.submit(batches.run, ("GET", number), ("ACK", number)) for number in range(20)]
     until(lambda: waiting(batches) == 20)
     server.go.release(2)
-    assert first.result(10) == [("GET", "first")]
-    assert [each.result(10) for each in rest] == [[("GET", number), ("ACK", number)] for number in range(20)]
-    assert [len(commands) for commands in server.sent] == [1, 40]
+    assert first.result(10) == [(b"GET", b"first")]
+    assert [each.result(10) for each in rest] == [
+        [(b"GET", number), (b"ACK", number)] for number in range(20)
+    ]
+    assert [len(commands) for commands in server.sent] == [1, 20 * 4]  # each a MULTI and EXEC of its own
+
+
+def test_of_several_commands_all_are_done_or_none(server: FakeRedis) -> None:
+    server.go.release()
+    with pytest.raises(ResponseError):
+        RedisBatches(client=lambda: server).run(("BAD",), ("PUBLISH", "b"))
+    assert server.sent == [[(b"MULTI",), (b"BAD",), (b"PUBLISH", b"b"), (b"EXEC",)]]
+
+
+def test_what_can_not_be_encoded_is_its_callers_error_alone(server: FakeRedis) -> None:
+    server.go.release()
+    batches = RedisBatches(client=lambda: server)
+    with pytest.raises(UnicodeEncodeError):
+        batches.run(("GET", "\ud800"))
+    assert batches.run(("GET", "a")) == [(b"GET", b"a")]
+
+
+def test_what_a_killed_caller_asked_for_is_not_sent(server: FakeRedis, callers: ThreadPoolExecutor) -> None:
+    batches = RedisBatches(client=lambda: server)
+    first = callers.submit(batches.run, ("GET", "first"))
+    until(lambda: len(server.sent) == 1)
+    rest = [callers.submit(batches.run, ("SET", name)) for name in ("killed", "alive")]
+    until(lambda: waiting(batches) == 2)
+    killed = batches._requests.get()
+    killed.dropped = True
+    batches._requests.put(killed)
+    server.go.release(2)
+    first.result(10)
+    until(lambda: len(server.sent) == 2)
+    assert len(server.sent[1]) == 1
+    killed.fail(RedisConnectionError())  # so that the test's thread ends
+    assert sorted(type(each.exception(10)).__name__ for each in rest) == ["ConnectionError", "NoneType"]
+
+
+def test_who_comes_while_the_server_is_silent_waits_for_no_timeout_of_its_own(
+    server: FakeRedis, callers: ThreadPoolExecutor
+) -> None:
+    batches = RedisBatches(client=lambda: server)
+    first = callers.submit(batches.run, ("GET", "first"))
+    until(lambda: len(server.sent) == 1)
+    rest = [callers.submit(batches.run, ("GET", number)) for number in range(BATCH_MAX + 5)]
+    until(lambda: waiting(batches) == BATCH_MAX + 5)
+    server.error = RedisTimeoutError("silent")
+    server.go.release()
+    assert {str(each.exception(10)) for each in (first, *rest)} == {"silent"}
+    assert len(server.sent) == 1
 
 
 def test_a_batch_is_bounded(server: FakeRedis, callers: ThreadPoolExecutor) -> None:
@@ -111,7 +171,7 @@ def test_a_refused_command_is_its_callers_error_alone(server: FakeRedis, callers
     bad, good = callers.submit(batches.run, ("BAD",)), callers.submit(batches.run, ("GET", 1))
     until(lambda: waiting(batches) == 2)
     server.go.release(2)
-    assert good.result(10) == [("GET", 1)]
+    assert good.result(10) == [(b"GET", 1)]
     with pytest.raises(ResponseError):
         bad.result(10)
 
@@ -128,4 +188,4 @@ def test_a_lost_connection_is_the_error_of_all_that_were_sent_and_the_next_go_on
     assert len({id(error) for error in errors}) == 3  # each has a traceback of its own
     server.error = None
     server.go.release()
-    assert batches.run(("GET", "later")) == [("GET", "later")]
+    assert batches.run(("GET", "later")) == [(b"GET", b"later")]
