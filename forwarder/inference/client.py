@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import re
+import socket
 import ssl
+import string
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import cast
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
+from urllib.parse import quote, urlsplit
 
-from forwarder.forwarding.errors import (
-    Expired,
-    ForwarderError,
-    InferenceTimeout,
-    InferenceUnreachable,
-    InvalidResponse,
-    ResponseTooLarge,
-)
+from forwarder.forwarding.errors import Expired, ForwarderError, InferenceTimeout, InferenceUnreachable
 from forwarder.forwarding.ports import Answer
+from forwarder.inference.answers import AnswerReader
 from forwarder.inference.deadline import DeadlineSocket
 
-CHUNK_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
+#: A body up to this size is copied behind the head, to leave with it in one call of the system.
+COPIED_BYTES_MAX = 64 * 1024
+#: One header of visible text: its name and value as in RFC 9110, section 5.
+FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\x20-\x7e\t]*")
 
 
 class InferenceClient:
@@ -48,16 +45,25 @@ class InferenceClient:
     ) -> None:
         parts = urlsplit(url)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        default_port = 443 if self._tls else 80
         self._host = parts.hostname or ""
-        self._port = parts.port or (443 if self._tls else 80)
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._port = parts.port or default_port
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        if self._port != default_port:
+            host += f":{self._port}"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._head = (
+            f"POST {quote(target, safe=string.punctuation)} HTTP/1.1\r\nHost: ".encode("ascii")
+            + host.encode("idna")
+            + b"\r\nAccept-Encoding: identity\r\nContent-Type: application/json\r\n"
+        )
         self._connect_timeout_s = min(connect_timeout_s, total_timeout_s)
         self._read_timeout_s = read_timeout_s
         self._total_timeout_s = total_timeout_s
         self._response_bytes_max = response_bytes_max
         self._idle_max = idle_max
         self._monotonic = monotonic
-        self._idle: deque[http.client.HTTPConnection] = deque()
+        self._idle: deque[DeadlineSocket] = deque()
 
     def __repr__(self) -> str:
         return f"<InferenceClient {self._host}:{self._port} idle={len(self._idle)}>"
@@ -69,36 +75,40 @@ class InferenceClient:
         timeout for each of the host's addresses. Raises InferenceUnreachable when
         there is no connection or it breaks, InferenceTimeout past a deadline,
         Expired past ``within_s``, ResponseTooLarge past the bound, InvalidResponse
-        for what is not HTTP. The connection is closed whenever the call does not
-        end with an answer, a killed greenlet included: that is how most servers
-        learn that nobody waits any more.
+        for what is not HTTP, ValueError for a header that HTTP can't hold. The
+        connection is closed whenever the call does not end with an answer, a
+        killed greenlet included: that is how most servers learn that nobody waits
+        any more.
         """
         started = self._monotonic()
-        deadline = self._deadline(started, within_s)
-        connection = self._take()
-        response = None
+        total_s = self._total_timeout_s if within_s is None else min(within_s, self._total_timeout_s)
+        deadline = started + total_s
+        head = self._request_head(headers, body_bytes=len(body))
+        reader = AnswerReader(body_bytes_max=self._response_bytes_max)
+        connection: DeadlineSocket | None = None
         reusable = False
         try:
-            with self._translated(deadline):
-                sent = self._send(connection, body, headers, deadline=deadline)
-                response = connection.getresponse()
-                if response.status < 200:
-                    # http.client takes an interim answer for the last one; the real one
-                    # would be read as the answer to the next request.
-                    raise InvalidResponse(f"the inference server sent an interim answer ({response.status})")
-                content = self._read(response)
-            reusable = sent and not response.will_close
+            connection = self._idle_connection() or self._connect(deadline)
+            connection.arm(deadline=deadline, silence_s=self._read_timeout_s)
+            sent = _send(connection, head, body)
+            while not reader.whole:
+                if data := connection.recv(READ_BYTES):
+                    reader.feed(data)
+                else:
+                    reader.end()
+            reusable = sent and reader.reusable
+        except TimeoutError:
+            raise self._too_late(deadline, expires=total_s < self._total_timeout_s) from None
+        except OSError as error:
+            raise InferenceUnreachable(f"connection to the inference server broke: {_name(error)}") from None
         finally:
-            if reusable and len(self._idle) < self._idle_max:
-                self._idle.append(connection)
-            else:
-                if response is not None:
-                    response.close()
-                connection.close()
+            reader.close()
+            if connection is not None:
+                self._give_back(connection, reusable=reusable)
         return Answer(
-            status=response.status,
-            body=content,
-            headers={name.lower(): value for name, value in response.getheaders()},
+            status=reader.status,
+            body=reader.body,
+            headers=reader.headers,
             elapsed_s=self._monotonic() - started,
         )
 
@@ -107,124 +117,58 @@ class InferenceClient:
         while self._idle:
             self._idle.pop().close()
 
-    def _take(self) -> http.client.HTTPConnection:
-        """Return an idle connection that is still open, newest first, or a new one."""
+    def _idle_connection(self) -> DeadlineSocket | None:
+        """Return an idle connection that is still open, newest first."""
         while self._idle:
             connection = self._idle.pop()
-            if not cast(DeadlineSocket, connection.sock).stale():
+            if not connection.stale():
                 return connection
             connection.close()
-        if self._tls is None:
-            return _Connection(self._host, self._port, self._monotonic)
-        return _TLSConnection(self._host, self._port, self._monotonic, context=self._tls)
+        return None
 
-    def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        body: bytes,
-        headers: Mapping[str, str],
-        *,
-        deadline: _Deadline,
-    ) -> bool:
-        """Send the request; return False if the server closed before it had read all of it."""
-        if connection.sock is None:
-            connection.timeout = min(self._connect_timeout_s, max(0.001, deadline.at - self._monotonic()))
-            _connect(connection)
-        sock = cast(DeadlineSocket, connection.sock)
-        sock.arm(deadline=deadline.at, silence_s=self._read_timeout_s)
+    def _connect(self, deadline: float) -> DeadlineSocket:
+        timeout_s = min(self._connect_timeout_s, max(0.001, deadline - self._monotonic()))
         try:
-            connection.request("POST", self._target, body, {"Content-Type": "application/json", **headers})
-        except (BrokenPipeError, ConnectionResetError):
-            return False  # it may have answered "busy" or "too large" first
-        return True
+            sock = socket.create_connection((self._host, self._port), timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+        except OSError as error:  # timeouts and name errors included
+            raise InferenceUnreachable(f"no connection to the inference server: {_name(error)}") from None
+        return DeadlineSocket(sock, self._monotonic)
 
-    @contextlib.contextmanager
-    def _translated(self, deadline: _Deadline) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError:
-            if self._monotonic() >= deadline.at:
-                raise deadline.kind(deadline.text) from None
-            raise InferenceTimeout(
-                f"the inference server was silent for {self._read_timeout_s:g} s"
-            ) from None
-        except http.client.RemoteDisconnected:
-            raise InferenceUnreachable(
-                "the inference server closed the connection before answering"
-            ) from None
-        except http.client.IncompleteRead:
-            raise InferenceUnreachable("the inference server's answer broke off") from None
-        except (http.client.HTTPException, ValueError):
-            raise InvalidResponse("the inference server's answer is not HTTP") from None
-        except OSError as error:
-            raise InferenceUnreachable(f"connection to the inference server broke: {_name(error)}") from None
+    def _give_back(self, connection: DeadlineSocket, *, reusable: bool) -> None:
+        if reusable and len(self._idle) < self._idle_max:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
-    def _read(self, response: http.client.HTTPResponse) -> bytes:
-        limit = self._response_bytes_max
-        if response.length is not None and response.length > limit:
-            raise ResponseTooLarge(
-                f"the inference server's answer of {response.length} bytes passes the limit of {limit}"
-            )
-        chunks: list[bytes] = []
-        total = 0
-        while chunk := response.read(CHUNK_BYTES):
-            total += len(chunk)
-            if total > limit:
-                raise ResponseTooLarge(f"the inference server's answer passes the limit of {limit} bytes")
-            chunks.append(chunk)
-        if response.length:  # http.client reports a short body only when it is read in one piece
-            raise http.client.IncompleteRead(b"", response.length)
-        return b"".join(chunks)
+    def _request_head(self, headers: Mapping[str, str], *, body_bytes: int) -> bytes:
+        fields = [f"{name}: {value}" for name, value in headers.items()]
+        if not all(map(FIELD.fullmatch, fields)):
+            raise ValueError("a header that HTTP can't hold")
+        own = "".join(f"{field}\r\n" for field in fields).encode("ascii")
+        return b"%b%bContent-Length: %d\r\n\r\n" % (self._head, own, body_bytes)
 
-    def _deadline(self, started: float, within_s: float | None) -> _Deadline:
-        if within_s is not None and within_s < self._total_timeout_s:
-            return _Deadline(started + within_s, Expired, "the task expired while it ran")
-        text = f"no complete answer within {self._total_timeout_s:g} s"
-        return _Deadline(started + self._total_timeout_s, InferenceTimeout, text)
+    def _too_late(self, deadline: float, *, expires: bool) -> ForwarderError:
+        if self._monotonic() < deadline:
+            return InferenceTimeout(f"the inference server was silent for {self._read_timeout_s:g} s")
+        if expires:
+            return Expired("the task expired while it ran")
+        return InferenceTimeout(f"no complete answer within {self._total_timeout_s:g} s")
 
 
-@dataclass(frozen=True, slots=True)
-class _Deadline:
-    """When a call ends, on the monotonic clock, and with which error.
-
-    Not the error itself: once raised it refers to the frames that refer to it,
-    and that cycle would keep the body alive until the garbage collector comes by.
-    """
-
-    at: float
-    kind: type[ForwarderError]
-    text: str
-
-
-class _Deadlined(http.client.HTTPConnection):
-    """Wraps the connected socket, after TLS where there is TLS."""
-
-    monotonic: Callable[[], float]
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock = DeadlineSocket(self.sock, self.monotonic)
-
-
-class _Connection(_Deadlined):
-    def __init__(self, host: str, port: int, monotonic: Callable[[], float]) -> None:
-        super().__init__(host, port)
-        self.monotonic = monotonic
-
-
-class _TLSConnection(_Deadlined, http.client.HTTPSConnection):
-    def __init__(
-        self, host: str, port: int, monotonic: Callable[[], float], *, context: ssl.SSLContext
-    ) -> None:
-        http.client.HTTPSConnection.__init__(self, host, port, context=context)
-        self.monotonic = monotonic
-
-
-def _connect(connection: http.client.HTTPConnection) -> None:
+def _send(connection: DeadlineSocket, head: bytes, body: bytes) -> bool:
+    """Send the request; return False if the server closed before it had read all of it."""
     try:
-        connection.connect()
-    except OSError as error:  # timeouts and name errors included
-        raise InferenceUnreachable(f"no connection to the inference server: {_name(error)}") from None
+        if len(body) <= COPIED_BYTES_MAX:
+            connection.sendall(head + body)
+        else:
+            connection.sendall(head)
+            connection.sendall(body)
+    except (BrokenPipeError, ConnectionResetError):
+        return False  # it may have answered "busy" or "too large" first
+    return True
 
 
 def _name(error: OSError) -> str:

@@ -8,18 +8,13 @@ watching thread.
 
 from __future__ import annotations
 
-import io
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 class DeadlineSocket:
-    """Wraps a connected socket (plain or TLS) for :mod:`http.client`.
+    """Wraps a connected socket (plain or TLS).
 
     ``arm`` must be called before each request. A read or a write raises
     TimeoutError when the other side is silent, or takes nothing, for longer than
@@ -31,32 +26,23 @@ class DeadlineSocket:
         self._monotonic = monotonic
         self._deadline = 0.0
         self._silence_s = 0.0
-        self._readers = 0
-        self._closing = False
 
     def arm(self, *, deadline: float, silence_s: float) -> None:
         """Set the deadline (on the monotonic clock) and the bound on silence of the next request."""
         self._deadline = deadline
         self._silence_s = silence_s
 
-    def sendall(self, data: ReadableBuffer) -> None:
+    def sendall(self, data: bytes) -> None:
         """Send everything before the deadline, or raise TimeoutError."""
-        left = memoryview(data).cast("B")
+        left = memoryview(data)
         while left:
             self._sock.settimeout(self._left_s())
             left = left[self._sock.send(left) :]
 
-    def recv_into(self, buffer: WriteableBuffer) -> int:
-        """Read what is there, or raise TimeoutError."""
+    def recv(self, bytes_max: int) -> bytes:
+        """Read what is there, nothing at the end of the connection, or raise TimeoutError."""
         self._sock.settimeout(self._left_s())
-        return self._sock.recv_into(buffer)
-
-    def makefile(self, mode: str = "rb", *_: Any, **__: Any) -> io.BufferedReader:
-        """Return the buffered reader that http.client reads answers from."""
-        if mode != "rb":
-            raise ValueError("only mode 'rb' is used by http.client")
-        self._readers += 1
-        return io.BufferedReader(_Reader(self), 65536)
+        return self._sock.recv(bytes_max)
 
     def stale(self) -> bool:
         """Return whether an idle connection can't be used again. Does not block.
@@ -74,40 +60,11 @@ class DeadlineSocket:
         return True
 
     def close(self) -> None:
-        """Close now, or once the last reader is closed.
-
-        http.client closes its socket while an answer with ``Connection: close``
-        is still being read.
-        """
-        self._closing = True
-        if self._readers == 0:
-            self._sock.close()
-
-    def reader_closed(self) -> None:
-        """Note that a reader made by ``makefile`` is closed."""
-        self._readers -= 1
-        if self._closing and self._readers == 0:
-            self._sock.close()
+        """Close now."""
+        self._sock.close()
 
     def _left_s(self) -> float:
         left_s = self._deadline - self._monotonic()
         if left_s <= 0:
             raise TimeoutError("deadline passed")
         return min(left_s, self._silence_s)
-
-
-class _Reader(io.RawIOBase):
-    def __init__(self, sock: DeadlineSocket) -> None:
-        super().__init__()
-        self._sock = sock
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        return self._sock.recv_into(buffer)
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._sock.reader_closed()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from forwarder.forwarding.errors import (
     ForwarderError,
@@ -21,6 +26,7 @@ from forwarder.forwarding.errors import (
 from forwarder.forwarding.ports import Answer
 from forwarder.inference.client import InferenceClient
 from forwarder.inference.readiness import probe, wait_until_ready
+from forwarder.testing.certificates import write_self_signed
 from forwarder.testing.services import ModelServer
 from tests.integration.scenes import HELD, PATIENCE_S
 
@@ -113,25 +119,35 @@ def test_an_answer_just_within_the_bound_is_taken(model_server: ModelServer) -> 
 
 
 class Scripted:
-    """Answers one connection with these bytes, whatever is asked.
+    """Answers on one connection with these bytes, one after the other, whatever is asked.
 
     With ``hang`` it then waits for the client to close, and sets ``closed``;
     with ``rude`` it closes without reading what the client still sends.
     """
 
-    def __init__(self, raw_answer: bytes, *, hang: bool = False, rude: bool = False) -> None:
+    def __init__(
+        self, *raw_answers: bytes, hang: bool = False, rude: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.closed = threading.Event()
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/predict"
-        threading.Thread(target=self._serve, args=(raw_answer, hang, rude), daemon=True).start()
+        address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' if tls else ''}://{address}/predict"
+        threading.Thread(target=self._serve, args=(raw_answers, hang, rude), daemon=True).start()
 
-    def _serve(self, raw_answer: bytes, hang: bool, rude: bool) -> None:
+    def _serve(self, raw_answers: tuple[bytes, ...], hang: bool, rude: bool) -> None:
         with self._listener:
             connection, _ = self._listener.accept()
-        with connection:
-            connection.settimeout(PATIENCE_S)
-            connection.recv(65536)
-            connection.sendall(raw_answer)
+        connection.settimeout(PATIENCE_S)
+        if self._tls is not None:
+            try:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            except OSError:  # the client would not have it
+                return
+        with connection, contextlib.suppress(ConnectionError):  # a client may close before it read all
+            for raw_answer in raw_answers:
+                connection.recv(65536)
+                connection.sendall(raw_answer)
             if not hang:
                 connection.shutdown(socket.SHUT_WR)
             while not rude and connection.recv(65536):
@@ -144,7 +160,8 @@ def scripted_server(raw_answer: bytes, *, hang: bool = False) -> str:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"hello there\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200 + b"\r\n"]
+    "raw",
+    [b"hello there\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 20_000 + b"\r\n"],
 )
 def test_an_answer_that_is_not_http_is_an_invalid_response(raw: bytes) -> None:
     with pytest.raises(InvalidResponse, match="not HTTP"):
@@ -169,16 +186,38 @@ def test_a_chunked_answer_that_breaks_off_is_unreachable() -> None:
         ask(make_client(url))
 
 
-@pytest.mark.parametrize("status", [102, 103])
-def test_an_interim_answer_is_never_followed_by_another_tasks_answer(status: int) -> None:
-    """http.client would leave the real answer in the connection, for whoever asks next."""
-    raw = f"HTTP/1.1 {status} Early\r\n\r\n".encode() + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-    server = Scripted(raw, hang=True)
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_an_interim_answer_is_passed_over_for_the_one_that_follows(status: int) -> None:
+    """http.client takes it for the answer and leaves the real one to whoever asks next."""
+    raw = f"HTTP/1.1 {status} Early\r\n\r\n".encode() + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    client = make_client(Scripted(raw + b"{}", raw + b"[]", hang=True).url)
+    assert [ask(client).body, ask(client).body] == [b"{}", b"[]"]
+    client.close()
+
+
+def test_bytes_that_follow_an_answer_are_never_the_next_tasks_answer() -> None:
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    server = Scripted(raw + b"{}" + raw + b"[]", hang=True)
     client = make_client(server.url)
-    with pytest.raises(InvalidResponse, match="interim"):
-        ask(client)
+    assert ask(client).body == b"{}"
     assert server.closed.wait(PATIENCE_S)
     assert "idle=0" in repr(client)
+
+
+def test_tls_is_spoken_to_the_name_in_the_url_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = write_self_signed(tmp_path / "server.pem", x509.IPAddress(ip_address("127.0.0.1")))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pem)
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    client = make_client(Scripted(raw + b"{}", raw + b"[]", hang=True, tls=tls).url)
+    assert [ask(client).body, ask(client).body] == [b"{}", b"[]"]
+    client.close()
+    other = Scripted(raw, hang=True, tls=tls).url.replace("127.0.0.1", "localhost")
+    with pytest.raises(InferenceUnreachable, match=r"no connection.*CertVerification"):
+        ask(make_client(other))
 
 
 def test_an_answer_that_comes_before_the_body_was_read_is_taken() -> None:

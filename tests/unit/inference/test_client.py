@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forwarder.forwarding.errors import Expired, InferenceTimeout
-from forwarder.inference.client import InferenceClient
+from forwarder.inference.client import COPIED_BYTES_MAX, InferenceClient
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
 
@@ -23,35 +23,43 @@ class Wire:
     def __init__(self, *pieces: Any, send: Any = None) -> None:
         self.pieces = list(pieces)
         self.send_error = send
+        self.sent: list[bytes] = []
         self.timeouts: list[float] = []
+        self.options: list[tuple[int, ...]] = []
         self.open = True
 
     def settimeout(self, seconds: float) -> None:
         self.timeouts.append(seconds)
 
-    def setsockopt(self, *_: Any) -> None:
-        pass
+    def setsockopt(self, *option: int) -> None:
+        self.options.append(option)
 
     def send(self, data: Any) -> int:
         if self.send_error is not None:
             raise self.send_error
+        self.sent.append(bytes(data))
         return len(data)
 
-    def recv_into(self, buffer: Any) -> int:
+    def recv(self, bytes_max: int) -> bytes:
         piece = self.pieces.pop(0)
         if isinstance(piece, BaseException):
             raise piece
-        if callable(piece):
-            piece = piece()
-        buffer[: len(piece)] = piece
-        return len(piece)
+        return bytes(piece() if callable(piece) else piece)
 
     def close(self) -> None:
         self.open = False
 
 
 class Bench:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, wire: Wire, *, connect: Any = None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        wire: Wire,
+        *,
+        connect: Any = None,
+        url: str = "http://127.0.0.1:1/predict",
+        idle_max: int = 2,
+    ) -> None:
         self.now = 100.0
         self.connect_timeouts: list[float] = []
 
@@ -63,12 +71,12 @@ class Bench:
 
         monkeypatch.setattr(socket, "create_connection", create_connection)
         self.client = InferenceClient(
-            url="http://127.0.0.1:1/predict",
+            url=url,
             connect_timeout_s=5.0,
             read_timeout_s=20.0,
             total_timeout_s=60.0,
             response_bytes_max=1000,
-            idle_max=2,
+            idle_max=idle_max,
             monotonic=lambda: self.now,
         )
 
@@ -149,4 +157,82 @@ def test_connecting_takes_no_longer_than_the_task_has(
     assert bench.connect_timeouts == [timeout_s]
     assert wire.open
     bench.client.close()
+    assert not wire.open
+
+
+def test_a_request_leaves_with_its_body_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(HEAD + b"1234")
+    bench = Bench(monkeypatch, wire)
+    bench.client.predict(b'{"a":1}', headers={"traceparent": "00-1-2-01"})
+    assert wire.sent == [
+        b"POST /predict HTTP/1.1\r\n"
+        b"Host: 127.0.0.1:1\r\n"
+        b"Accept-Encoding: identity\r\n"
+        b"Content-Type: application/json\r\n"
+        b"traceparent: 00-1-2-01\r\n"
+        b"Content-Length: 7\r\n"
+        b"\r\n"
+        b'{"a":1}'
+    ]
+
+
+def test_a_large_body_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(HEAD + b"1234")
+    bench = Bench(monkeypatch, wire)
+    body = b"x" * (COPIED_BYTES_MAX + 1)
+    bench.client.predict(body, headers={})
+    assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in wire.options, "or its last piece waits"
+    head, sent = wire.sent
+    assert head.endswith(b"Content-Length: 65537\r\n\r\n")
+    assert sent == body
+
+
+@pytest.mark.parametrize(
+    ("url", "line", "host"),
+    [
+        ("http://model/v1/predict?a=b%20c&d=e", b"/v1/predict?a=b%20c&d=e", b"model"),
+        ("http://model:80", b"/", b"model"),
+        ("http://[::1]:5005/predict", b"/predict", b"[::1]:5005"),
+        ("http://b\u00fccher.example/\u00fc b", b"/%C3%BC%20b", b"xn--bcher-kva.example"),
+    ],
+)
+def test_the_url_becomes_the_request_line_and_the_host(
+    monkeypatch: pytest.MonkeyPatch, url: str, line: bytes, host: bytes
+) -> None:
+    wire = Wire(HEAD + b"1234")
+    Bench(monkeypatch, wire, url=url).client.predict(b"{}", headers={})
+    assert wire.sent[0].startswith(b"POST " + line + b" HTTP/1.1\r\nHost: " + host + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"a": "b\r\nc: d"}, {"a": "b\n"}, {"a b": "c"}, {"": "c"}, {"a": "\u00fc"}]
+)
+def test_a_header_that_http_cannot_hold_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    wire = Wire()
+    bench = Bench(monkeypatch, wire)
+    with pytest.raises(ValueError, match="can't hold"):
+        bench.client.predict(b"{}", headers=headers)
+    assert not wire.sent
+
+
+def test_an_answer_in_pieces_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(HEAD[:20], HEAD[20:] + b"12", b"34")
+    bench = Bench(monkeypatch, wire)
+    assert bench.client.predict(b"{}", headers={}).body == b"1234"
+    assert wire.open
+
+
+def test_bytes_after_an_answer_close_the_connection_and_not_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(HEAD + b"1234" + HEAD)
+    bench = Bench(monkeypatch, wire)
+    assert bench.client.predict(b"{}", headers={}).body == b"1234"
+    assert not wire.open
+
+
+def test_no_more_connections_are_kept_than_there_may_be_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(HEAD + b"1234")
+    bench = Bench(monkeypatch, wire, idle_max=0)
+    bench.client.predict(b"{}", headers={})
     assert not wire.open
