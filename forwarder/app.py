@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +14,13 @@ from celery import Celery
 from kombu import Connection
 
 from forwarder.brokers import compression
-from forwarder.brokers.config import SPARE_CONNECTIONS, SQS_WAIT_S, broker_config, consuming_config
+from forwarder.brokers.config import (
+    SPARE_CONNECTIONS,
+    SQS_ANSWER_S,
+    broker_config,
+    consuming_config,
+    sqs_wait_s,
+)
 from forwarder.brokers.leases import LeaseBook, Leases
 from forwarder.brokers.pardons import Pardons
 from forwarder.cloud.objects import S3ObjectStore
@@ -35,9 +42,14 @@ from forwarder.telemetry.metrics import ProcessMetrics
 LEASE_CONNECT_TIMEOUT_S = 3.0
 LEASE_TIMEOUT_S = 5.0
 
-#: Seconds until one SQS call has failed: longer than a poll, and so short that a renewal which
-#: hangs ends before the lease does. Tried again by who needs it, so each call is one attempt.
-SQS_TIMEOUT_S = SQS_WAIT_S + 2.0
+#: Seconds until one SQS call that is no poll has failed: so short that a renewal which hangs ends
+#: before the lease does. Tried again by who needs it, so each call is one attempt.
+SQS_TIMEOUT_S = 5.0
+
+#: Seconds that calls of Firehose begin apart: at 100 tasks a second five records share one. A task may
+#: wait so long in its slot once its result is stored, so not where slots are few.
+FIREHOSE_LINGER_S = 0.05
+FIREHOSE_SLOTS_MIN = 16
 
 #: Seconds until one try to reach a Redis result store has failed. The longer one is for all
 #: of a result's bytes: 64 MiB at 6 MiB/s.
@@ -88,6 +100,7 @@ class Composition:
         self.parts = PerProcess(self._build_parts)
         self.leases = PerProcess(self._build_leases)
         self.book = LeaseBook(self.leases.get)
+        self._pardons: Pardons | None = None
 
     def celery_app(self) -> Celery:
         """Return the worker's Celery app with the task under each of its names."""
@@ -100,7 +113,8 @@ class Composition:
             self._settings, s3=self._main_s3, store_timeout_s=MAIN_STORE_TIMEOUT_S
         ).backend
         app.conf.forwarder_store = store
-        self.book.pardon = Pardons(note=store.pardon, gate=self.book.unforked).add
+        self._pardons = Pardons(note=store.pardon, gate=self.book.unforked)
+        self.book.pardon = self._pardons.add
         for name in TASK_NAMES:
             app.register_task(
                 ForwardTask(
@@ -117,6 +131,12 @@ class Composition:
         """Close what this process has opened; called once, when it stops."""
         self.parts.if_made(lambda parts: parts.close())
         self.leases.if_made(lambda leases: leases.close())
+
+    def leave(self) -> None:
+        """Close, and say which pardons are lost; called once, when the main process ends."""
+        self.close()
+        if self._pardons is not None:
+            self._pardons.leave()
 
     def _build_leases(self) -> Leases:
         settings = self._settings
@@ -135,20 +155,24 @@ class Composition:
         if settings.broker_kind == "sqs":
             from forwarder.brokers.sqs.leases import SqsLeases
 
-            client = PerProcess(
-                lambda: self.aws.get().client("sqs", max_attempts=1, read_timeout_s=SQS_TIMEOUT_S)
-            )
+            wait_s = sqs_wait_s(settings)
             return SqsLeases(
-                client=client.get,
+                client=self._sqs_client(SQS_TIMEOUT_S),
+                poller=self._sqs_client(wait_s + SQS_ANSWER_S),
                 queue=settings.queues[0],
                 queue_url=settings.sqs_url or "",
                 visibility_timeout_s=settings.visibility_timeout_s,
-                wait_s=SQS_WAIT_S,
+                wait_s=wait_s,
             )
         from forwarder.brokers.amqp.copies import Copies
         from forwarder.brokers.amqp.leases import AmqpLeases
 
         return AmqpLeases(copies=Copies(connect=lambda: broker_connection(settings)))
+
+    def _sqs_client(self, read_timeout_s: float) -> Callable[[], Any]:
+        return PerProcess(
+            lambda: self.aws.get().client("sqs", max_attempts=1, read_timeout_s=read_timeout_s)
+        ).get
 
     def _build_parts(self) -> ProcessParts:
         settings = self._settings
@@ -195,7 +219,10 @@ class Composition:
         )
         clients = RefreshingClient(service="firehose", build=build, metrics=metrics)
         return FirehoseHook(
-            clients=clients, stream=settings.firehose_stream or "", endpoint=settings.endpoint
+            clients=clients,
+            stream=settings.firehose_stream or "",
+            endpoint=settings.endpoint,
+            linger_s=FIREHOSE_LINGER_S if self._per_process >= FIREHOSE_SLOTS_MIN else None,
         )
 
     def _callback_hook(self) -> Hook:
@@ -262,6 +289,7 @@ def _result_config(settings: Settings, s3: PerProcess[Any], store_timeout_s: flo
         "result_backend_thread_safe": True,
         "result_backend_transport_options": {
             "client": s3.get,
+            "looks_first": settings.track_started,
             "patience": Patience(bound_s=settings.store_retry_s),
         },
         "redis_max_connections": settings.concurrency + SPARE_CONNECTIONS,

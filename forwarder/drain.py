@@ -107,6 +107,7 @@ class Drain:
         self._pid = os.getpid()
         self._bell, self._push = socket.socketpair()
         self._begun = False
+        self._deadline_s = 0.0
         self._at_once = False
         self._consuming = True
         self._ending = threading.Lock()
@@ -129,6 +130,7 @@ class Drain:
             self._watch(WATCHDOG_S + (0.0 if self._at_once else self._timeout_s))
         if not self._begun:
             self._begun = True
+            self._deadline_s = self._monotonic() + self._timeout_s
             self.exit_code = exit_code
             state.should_stop = EX_OK  # type: ignore[assignment]  # the stubs know only None
             os.write(self._push.fileno(), b"!")
@@ -145,6 +147,7 @@ class Drain:
         with self._ending:
             if not self._ended:
                 self._ended = True
+                self._wait_for_last()
                 self._hand_back(worker, by_s=ALL_BACK_BY_S)
                 self._bounded("flush", self._close, by_s=LEFT_BY_S)
 
@@ -171,13 +174,21 @@ class Drain:
 
     def _wait_for_tasks(self) -> None:
         """Return when nothing is in flight and nothing can come, or when the time is over."""
-        deadline = self._monotonic() + self._timeout_s
-        while not self._at_once and (left_s := deadline - self._monotonic()) > 0:
+        while (left_s := self._drain_left_s()) > 0:
             if not self._book.wait_empty(min(left_s, LOOK_S)):
                 continue
             if not self._consuming:
-                return
+                break
             self._sleep(min(left_s, LOOK_S))
+        self._wait_for_last()
+
+    def _wait_for_last(self) -> None:
+        """Wait, within the drain, for what was asked for before the stop: it is handed back as it comes."""
+        while self._book.expecting() and (left_s := self._drain_left_s()) > 0:
+            self._sleep(min(left_s, LOOK_S))
+
+    def _drain_left_s(self) -> float:
+        return 0.0 if self._at_once else max(0.0, self._deadline_s - self._monotonic())
 
     def _wait_for_consumer(self) -> None:
         while self._consuming and self._left_s(CLOSED_BY_S):

@@ -6,21 +6,26 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.gevent import TaskPool
 from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
-from greenlet import GreenletExit, getcurrent  # type: ignore[import-untyped]
+from greenlet import GreenletExit  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from forwarder.green_slots import Slots
 
 log = logging.getLogger(__name__)
 
 
 class GreenPool(TaskPool):
-    """Celery's gevent pool, which calls ``error_callback`` as the prefork pool does.
+    """Celery's gevent pool, which calls ``error_callback`` as the prefork pool does, in slots that stay.
 
     Celery's time limits are left out: the worker's own deadlines bound a task.
     """
+
+    _pool: Slots
 
     def __init__(self, *args: Any, **options: Any) -> None:
         from gevent import spawn_raw
@@ -28,6 +33,12 @@ class GreenPool(TaskPool):
         super().__init__(*args, **options)
         # How Celery starts its remote control, and nothing else.
         self.spawn_n = partial(spawn_raw, _end_in_one_line)
+
+    def on_start(self) -> None:
+        """Make the slots, in the place of gevent's pool."""
+        from forwarder.green_slots import Slots
+
+        self._pool = Slots(self.limit)
 
     def on_apply(  # type: ignore[override]  # Celery passes the callbacks by name
         self,
@@ -40,16 +51,16 @@ class GreenPool(TaskPool):
         accept_callback: Callable[[int, float], Any],
         **_: Any,
     ) -> Any:
-        """Run the target in a greenlet and return that; blocks while every slot is taken.
+        """Run the target in a slot and return the job; blocks while every slot is taken.
 
         ``callback`` gets what the target returned, or else ``error_callback`` an
-        ExceptionInfo, also when ``callback`` itself raised. For a greenlet that was
+        ExceptionInfo, also when ``callback`` itself raised. For a job that was
         killed neither is called: its killer says what becomes of the task.
         """
 
-        def run(*_: Any, **__: Any) -> None:
+        def run(pid: int) -> None:
             try:
-                accept_callback(id(getcurrent()), time.monotonic())
+                accept_callback(pid, time.monotonic())
                 callback(target(*args, **(kwargs or {})))
             except (GreenletExit, WorkerShutdown, WorkerTerminate):
                 raise
@@ -59,8 +70,11 @@ class GreenPool(TaskPool):
                 log.error("task_greenlet_failed error=%s", type(error).__name__)
                 error_callback(ExceptionInfo())
 
-        # Stock would call the target through a wrapper that makes a success of a killed task.
-        return super().on_apply(target, apply_target=run)
+        return self._pool.start(run)
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:
+        """End a job where it waits, or before it begins; does nothing once it is over."""
+        self._pool.kill(pid)
 
 
 def _end_in_one_line(run: Callable[..., Any], *args: Any) -> None:

@@ -70,7 +70,8 @@ def _consume(settings: Settings) -> int:
 
     composition = Composition(settings)
     app = composition.celery_app()
-    drain = Drain(book=composition.book, timeout_s=settings.drain_timeout_s, close=composition.close)
+    app.conf.forwarder_slots_are_here = settings.pool == "gevent"
+    drain = Drain(book=composition.book, timeout_s=settings.drain_timeout_s, close=composition.leave)
     # Celery then leaves the log to logs.configure.
     signals.setup_logging.connect(_keep_logging, weak=False)
     signals.worker_process_init.connect(_die_with_the_worker, weak=False)

@@ -82,6 +82,20 @@ def insist(
         sleep(pause_s)
 
 
+def begun_or_done(
+    work: Callable[[], None],
+    step: Callable[[], bool],
+    *,
+    in_background: Callable[[Callable[[], None]], None] = in_background,
+) -> bool:
+    """Begin work in the background; where no thread is to be had, return what one step of it here returns."""
+    try:
+        in_background(work)
+    except RuntimeError:
+        return step()
+    return True
+
+
 def done_within(work: Callable[[], None], seconds: float) -> bool:
     """Run it in the background; return whether it was over in time. What it raises is logged, as a name."""
     over = threading.Event()

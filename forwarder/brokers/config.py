@@ -12,10 +12,14 @@ from forwarder.settings.model import Settings
 #: Connections beyond one per task: event loop, subscriptions, publishing, refusals.
 SPARE_CONNECTIONS = 10
 
-#: SQS long polling in seconds, 20 at most. A worker that stops waits as long, at once or not: SQS would
-#: give a message to the poll that it left behind. At 3 an idle worker makes 20 calls a minute, which is
-#: 0.35 dollars a month: https://aws.amazon.com/sqs/pricing/
-SQS_WAIT_S = 3
+#: SQS long polling in seconds, 20 at most. A worker that stops waits within its drain for the poll that is on
+#: its way, because SQS would give a message to one that is left behind. So the long one, which makes an idle
+#: worker's calls six a minute, is for drains that outlast it:
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-short-and-long-polling.html
+SQS_WAIT_S = 10
+SQS_SHORT_WAIT_S = 3
+#: How much longer than its wait a poll may take until it has failed.
+SQS_ANSWER_S = 2
 
 #: RabbitMQ's own default, in seconds: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 CONSUMER_TIMEOUT_S_MIN = 1800
@@ -86,6 +90,11 @@ def _sqs(settings: Settings) -> dict[str, Any]:
             "polling_interval": 0.1,
         },
     }
+
+
+def sqs_wait_s(settings: Settings) -> int:
+    """Return how long one poll of SQS waits for a message, in seconds."""
+    return SQS_WAIT_S if settings.drain_timeout_s >= SQS_WAIT_S + SQS_ANSWER_S else SQS_SHORT_WAIT_S
 
 
 def _amqp(settings: Settings) -> dict[str, Any]:

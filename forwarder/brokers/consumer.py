@@ -13,7 +13,7 @@ from celery.exceptions import Reject
 from celery.worker.consumer import Consumer
 from vine import promise
 
-from forwarder.brokers.background import in_background, insist
+from forwarder.brokers.background import begun_or_done, in_background, insist
 from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 from forwarder.forwarding.ports import PARDONS_MAX
@@ -105,7 +105,7 @@ class ForwarderConsumer(Consumer):
         if delivery.number > self._max_deliveries + PARDONS_MAX + 1:
             return DeadLettered(f"delivered {delivery.number - 1} times without an outcome")
         if delivery.task_id is None and "id" in (message.headers or {}):
-            return InvalidMessage(f"the task id is not a string of 1 to {ID_CHARS_MAX} characters")
+            return InvalidMessage(f"the task id is not a text of 1 to {ID_CHARS_MAX} characters in UTF-8")
         return None
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
@@ -167,9 +167,11 @@ class ForwarderConsumer(Consumer):
         )  # fmt: skip
         # Not in Celery's loop: a result store that is frozen would stop it. Its lease is kept meanwhile.
         step = partial(self._put_aside, delivery, error)
-        self.in_background(
-            partial(insist, step, gate=self._book.unforked, pause_s=REFUSAL_RETRY_S, sleep=self.sleep)
+        insistence = partial(
+            insist, step, gate=self._book.unforked, pause_s=REFUSAL_RETRY_S, sleep=self.sleep
         )
+        if not begun_or_done(insistence, step, in_background=self.in_background):
+            self._book.settle(delivery, Settlement.HAND_BACK)
 
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> bool:
         """Store the failure, then move the message; return False when the store is away. Blocks."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from forwarder.brokers.leases import Death
+from forwarder.brokers.leases import Death, is_storable
 
 #: An object in the headers of a dead letter: the fields of :class:`Death`.
 DEATH_HEADER = "x-forwarder-death"
@@ -123,7 +123,7 @@ def read_letter(headers: Any, body: str | bytes, *, queue: str) -> DeadLetter:
     return DeadLetter(
         # What can't be printed can't be typed either.
         id=task_id if task_id and task_id.isprintable() else f"body-{hashlib.sha256(raw).hexdigest()[:16]}",
-        task_id=task_id,
+        task_id=task_id if is_storable(task_id) else None,
         task=_text(headers.get("task")),
         code=_text(death.get("code")) or UNKNOWN_CODE,
         error=_text(death.get("error")),

@@ -19,6 +19,17 @@ log = logging.getLogger(__name__)
 ID_CHARS_MAX = 200
 
 
+def is_storable(task_id: object) -> bool:
+    """Return whether results can be stored under an id: a short text in UTF-8 (JSON has others)."""
+    if not isinstance(task_id, str) or not 0 < len(task_id) <= ID_CHARS_MAX:
+        return False
+    try:
+        task_id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Settlement(enum.Enum):
     """How a delivery ends on the broker."""
 
@@ -70,7 +81,7 @@ class Delivery:
         """Return the task id that the message's headers name, if results can be stored under it."""
         headers = self.message.headers
         task_id = headers.get("id") if isinstance(headers, dict) else None
-        return task_id if isinstance(task_id, str) and 0 < len(task_id) <= ID_CHARS_MAX else None
+        return task_id if is_storable(task_id) else None
 
     def death(self, code: str, error: str) -> Death:
         """Return the reason to put this delivery aside, as of now."""
@@ -107,10 +118,11 @@ class Leases(Protocol):
     def requeue(self, delivery: Delivery) -> bool:
         """Put the message back where it is taken next; its delivery counts."""
 
-    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+    def hand_back(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Put the messages back where they are taken next; these deliveries don't count.
 
-        When it raises it is called again with all of them, and goes on with the rest.
+        Returns those whose lease is no longer this process's. When it raises it is
+        called again with all of them, and goes on with the rest.
         """
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
@@ -145,6 +157,8 @@ class LeaseBook:
         self.wake: Callable[[], object] = lambda: None
         #: Called with each delivery that the broker counts and that is not to count against its task.
         self.pardon: Callable[[Delivery], object] = lambda delivery: None
+        #: Whether messages that were asked for before a stop may still come after it.
+        self.expecting: Callable[[], bool] = lambda: False
         self._leases = leases
         self._changed = threading.Condition()
         self._held: dict[int, Delivery] = {}
@@ -217,12 +231,15 @@ class LeaseBook:
             mine = [delivery for delivery in deliveries if self._take(delivery)]
             if mine:
                 try:
-                    self.leases.hand_back(mine)
+                    lost = self.leases.hand_back(mine)
                 except Exception as error:  # noqa: BLE001 - whatever it was, they must not be forgotten
                     log.warning("hand_back_failed number=%d error=%s", len(mine), type(error).__name__)
                     self._owe((delivery, Settlement.HAND_BACK, None) for delivery in mine)
                 else:
-                    log.info("handed_back number=%d", len(mine))
+                    log.info("handed_back number=%d", len(mine) - len(lost))
+                    for delivery in lost:
+                        log.warning("lease_lost task_id=%s at=hand_back", delivery.task_id)
+                        self._pardon(delivery)
 
     def lose(self, delivery: Delivery) -> bool:
         """Strike out a delivery whose lease is gone; return whether its task is still running.
@@ -233,8 +250,8 @@ class LeaseBook:
         with self._changed:
             owed = self._owed.pop(id(delivery), None)
         running = self._take(delivery)
-        if (running or (owed and owed[1] is Settlement.HAND_BACK)) and not delivery.blamed:
-            self.pardon(delivery)
+        if running or (owed and owed[1] is Settlement.HAND_BACK):
+            self._pardon(delivery)
         return running
 
     def wait_empty(self, timeout_s: float) -> bool:
@@ -246,6 +263,10 @@ class LeaseBook:
         """Block until fewer than ``limit`` are in flight; return whether that came before the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self._held) < limit, timeout_s)
+
+    def _pardon(self, delivery: Delivery) -> None:
+        if not delivery.blamed:
+            self.pardon(delivery)
 
     def _take(self, delivery: Delivery) -> bool:
         """Strike out a delivery; False when somebody else did."""
@@ -282,5 +303,7 @@ class LeaseBook:
             return leases.requeue(delivery)
         if death is not None:
             return leases.put_aside(delivery, death)
-        leases.hand_back([delivery])
-        return True
+        lost = leases.hand_back([delivery])
+        for each in lost:
+            self._pardon(each)
+        return not lost

@@ -58,28 +58,33 @@ class Pardons:
         except RuntimeError:  # no thread is to be had: the next one notes this too
             self._busy = False
 
+    def leave(self) -> None:
+        """Say what was not noted; the process ends. Does not block."""
+        if self._waiting:
+            log.warning("pardons_dropped number=%d", len(self._waiting))
+
     def _note_all(self) -> None:
         failed = 0
         while (task_id := self._next(give_up=failed >= TRIES_MAX)) is not None:
             try:
                 with self._gate:
                     self._note(task_id)
+                with self._lock:
+                    self._waiting.popleft()
                 failed = 0
             except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
                 failed += 1
                 if failed == 1:
                     log.warning("pardon_failing task_id=%s error=%s", task_id, type(error).__name__)
-                with self._lock:
-                    self._waiting.appendleft(task_id)
                 self._sleep(RETRY_S)
 
     def _next(self, *, give_up: bool) -> str | None:
-        """Take the next task id; with None this thread's work is over."""
+        """Return the next task id, which waits until it is noted; with None this thread's work is over."""
         with self._lock:
             if give_up:
-                log.warning("pardons_dropped number=%d", len(self._waiting))
+                self.leave()
                 self._waiting.clear()
             if not self._waiting:
                 self._busy = False
                 return None
-            return self._waiting.popleft()
+            return self._waiting[0]

@@ -8,18 +8,19 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import UTC
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]  # the stubs lack it
 from celery import signals
+from celery.app.task import Context
 from celery.exceptions import Ignore, InvalidTaskError, Reject
 from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from forwarder.brokers.background import in_background, insist
-from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+from forwarder.brokers.background import begun_or_done, in_background, insist
+from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement, is_storable
 from forwarder.forwarding.errors import SHORTAGE, DeadLettered, ForwarderError, is_shortage
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ QUEUE_HEADER = "forwarder_queue"
 #: headers, so anything else could pose as one of ours.
 EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
+#: What Celery does not count among a message's custom headers: ``Context._get_custom_headers``.
+#: Celery builds this set anew for each task.
+NOT_CUSTOM = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
+
 #: Seconds between tries to store that a task was revoked.
 REVOKED_RETRY_S = 5.0
 
@@ -41,8 +46,28 @@ REVOKED_RETRY_S = 5.0
 SHORTAGE_PAUSE_S = (0.5, 1.5)
 
 
+class Consuming(NamedTuple):
+    """What each request needs of the worker's configuration."""
+
+    book: LeaseBook
+    max_deliveries: int
+    #: Whether the slots are in this process, and can have the body as it was decoded.
+    slots_are_here: bool
+
+
+@lru_cache(maxsize=1)
+def _consuming(app: Any) -> Consuming:
+    """Read it once: in Celery's configuration, a chain of views, each look-up goes through all of them."""
+    conf = app.conf
+    return Consuming(
+        conf.forwarder_book, conf.forwarder_max_deliveries, conf.get("forwarder_slots_are_here", False)
+    )
+
+
 def _check(request: Request) -> None:
     """Raise InvalidTaskError for what breaks Celery later, where it acks or loses a slot."""
+    if not is_storable(request.id):  # of protocol 1: others are refused before
+        raise InvalidTaskError("no result can be stored under the task id")
     args, kwargs, payload = request.args, request.kwargs, request.message.payload
     embed = payload[2] if isinstance(payload, (list, tuple)) and len(payload) == 3 else None
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
@@ -79,15 +104,22 @@ class ForwardRequest(Request):
         super().__init__(message, **options)
         self.time_limits = (None, None)
         self._abandoned_to: Any = None
+        self._is_over = False
         _check(self)
-        conf: Any = self.task.app.conf
-        self._book: LeaseBook = conf.forwarder_book
+        consuming = _consuming(self.task.app)
+        self._book: LeaseBook = consuming.book
         self._delivery: Delivery = message.delivery
         self._delivery.request = self
-        self.request_dict[QUEUE_HEADER] = self._delivery.queue
-        self.request_dict.pop(DEAD_HEADER, None)  # a producer's own
-        if self._delivery.number > conf.forwarder_max_deliveries:
-            self.request_dict[DEAD_HEADER] = self._delivery.number
+        headers = self.request_dict
+        headers[QUEUE_HEADER] = self._delivery.queue
+        headers.pop(DEAD_HEADER, None)  # a producer's own
+        if self._delivery.number > consuming.max_deliveries:
+            headers[DEAD_HEADER] = self._delivery.number
+        if headers.get("headers") is None:
+            headers["headers"] = {name: headers[name] for name in headers if name not in NOT_CUSTOM}
+        if consuming.slots_are_here:
+            # Without a content type Celery's trace takes a body as decoded, and does not do it again.
+            self._body, self._content_type, self._content_encoding = message.payload, None, None
 
     def maybe_expire(self) -> None:
         """Never expire here, where Celery would store REVOKED: :meth:`Forwarder.forward` does.
@@ -166,6 +198,7 @@ class ForwardRequest(Request):
     def _end_later(self, how: Settlement) -> None:
         """Settle in about a second: what is short now is short for the next one too."""
         self.send_event("task-rejected", requeue=True)
+        self._is_over = True
 
         def settle() -> None:
             if state.should_stop is None:
@@ -192,7 +225,7 @@ class ForwardRequest(Request):
         self._already_cancelled = True
         self._already_revoked = True  # what waits for a slot is skipped when it gets one
         self._abandoned_to = pool  # before the look at time_start: on_accepted sets that, then looks here
-        if self.time_start is not None:
+        if self.time_start is not None and not self._is_over:
             self._kill(pool)
         else:
             task_ready(self)
@@ -216,9 +249,11 @@ class ForwardRequest(Request):
         )
         # Not in Celery's loop: a store that is frozen would stop it. Its lease is kept meanwhile.
         step = partial(self._store_revoked, reason, context)
-        self.in_background(
-            partial(insist, step, gate=self._book.unforked, pause_s=REVOKED_RETRY_S, sleep=self.sleep)
+        insistence = partial(
+            insist, step, gate=self._book.unforked, pause_s=REVOKED_RETRY_S, sleep=self.sleep
         )
+        if not begun_or_done(insistence, step, in_background=self.in_background):
+            self._settle(Settlement.HAND_BACK)
 
     def _store_revoked(self, reason: str, context: Any) -> bool:
         """Store REVOKED and ack; return False when the store is away. Does nothing to what is settled."""

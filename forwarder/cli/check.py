@@ -25,7 +25,7 @@ def check(resolved: Resolved, as_json: bool) -> int:
 
     Passwords and keys are not shown. Results in S3 are tried with a small object
     forwarder-check-ID, which is deleted again. Not tried, and so not proven:
-    taking a task from the queue, firehose:PutRecord, the receiver of callbacks,
+    taking a task from the queue, firehose:PutRecordBatch, the receiver of callbacks,
     objects that payloads name. Exits with 0 if a worker would work, 2 if a
     setting can't work, 3 if a service does not answer as it must.
     """

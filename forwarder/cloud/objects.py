@@ -8,7 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from forwarder.aws_errors import describe
-from forwarder.forwarding.errors import ForwarderError, InputUnavailable, InvalidPayload, OutputUnavailable
+from forwarder.forwarding.errors import (
+    ForwarderError,
+    InputUnavailable,
+    InvalidPayload,
+    OutputUnavailable,
+    is_shortage,
+)
 
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; upper case and
 #: underscores stand in old buckets.
@@ -75,6 +81,8 @@ def _translated(to: type[ForwarderError], message: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError) as error:
+        if is_shortage(error):
+            raise  # not the task's failure
         # Not chained: Celery and ddtrace send the whole chain of a failed task out, and AWS's
         # messages name accounts, keys and addresses.
         raise to(message, describe(error)) from None

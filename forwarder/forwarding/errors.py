@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterator
 
 #: What a process or its machine has run out of: file descriptors, memory, disk, threads.
 SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EAGAIN})
+
+#: CPython's words where no thread can be started: a RuntimeError without a number.
+NO_THREAD = "can't start new thread"
+
+#: How many errors beneath one are looked at.
+BENEATH_MAX = 10
 
 #: Reason of the Reject of a task that could not run for one of these.
 SHORTAGE = "worker_shortage"
@@ -52,11 +59,29 @@ def as_forwarder_error(error: BaseException) -> ForwarderError:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Return whether an error says that the worker, not the task, lacks something.
+    """Return whether an error, or one beneath it, says that the worker, not the task, lacks something.
 
-    Not MemoryError, which a task's own size may be the reason of.
+    Not MemoryError, which a task's own size may be the reason of. Beneath another
+    error EAGAIN is none: there it is a socket that was waited for.
     """
-    return isinstance(error, OSError) and error.errno in SHORTAGES
+    return _lacks(error, SHORTAGES) or any(
+        _lacks(each, SHORTAGES - {errno.EAGAIN}) for each in _beneath(error)
+    )
+
+
+def _lacks(error: BaseException, numbers: frozenset[int]) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return isinstance(error, RuntimeError) and str(error) == NO_THREAD
+
+
+def _beneath(error: BaseException) -> Iterator[BaseException]:
+    """Yield what an error was raised from, as a traceback would show it."""
+    for _ in range(BENEATH_MAX):
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None:
+            return
+        yield (error := cause)
 
 
 class InvalidMessage(ForwarderError):

@@ -76,7 +76,7 @@ def encode_body(body: object) -> bytes:
     surrogates, nesting beyond the interpreter's recursion limit.
     """
     try:
-        return json.dumps(body, allow_nan=False, separators=(",", ":"), ensure_ascii=False).encode()
+        return _ENCODER.encode(body).encode()
     except RecursionError:
         raise InvalidPayload("payload is nested too deeply") from None
     except UnicodeEncodeError:
@@ -192,9 +192,8 @@ def _loads(body: bytes) -> Any:
     A ``parse_float`` costs a call per number, so it is used only where the text
     has what could overflow.
     """
-    if _MAY_OVERFLOW.search(body):
-        return json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
-    return json.loads(body, parse_constant=_refuse_constant)
+    decoder = _CAREFUL_DECODER if _MAY_OVERFLOW.search(body) else _DECODER
+    return decoder.decode(body.decode(json.detect_encoding(body), "surrogatepass"))  # as json.loads does
 
 
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|\d{300}")
@@ -209,6 +208,12 @@ def _finite(text: str) -> float:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+# Once, not for each task, as json.loads and json.dumps do with any option.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_CAREFUL_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
 
 def _json_type(value: object) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from forwarder.forwarding.errors import DeadLettered, InvalidMessage, UnknownTask
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -63,9 +65,13 @@ class Completion:
     succeeded: bool
 
 
+#: Failures whose messages are in the dead letters: an operator may send them to be run again.
+PUT_ASIDE_CODES = frozenset({DeadLettered.code, InvalidMessage.code, UnknownTask.code})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """The final outcome of a task, as it stands in the result store.
+    """The outcome of a task, as it stands in the result store.
 
     ``response`` is what :class:`Completion` has: the result, or the error object
     of a failure, whose ``code`` stands here too. A revoked task has neither.
@@ -75,12 +81,25 @@ class Stored:
     response: Any = field(default=None, repr=False)
     code: str | None = None
 
+    @property
+    def is_final(self) -> bool:
+        """Return whether the task is never to be run again."""
+        return self.code not in PUT_ASIDE_CODES
+
 
 class Commits(Protocol):
-    """The result store, asked for what it has already."""
+    """The result store, asked for what it has already.
+
+    ``looks_first``: every task looks before it asks the inference server, because
+    the store lets a later outcome replace an earlier one. Otherwise a look is due
+    only where the message was seen before.
+    """
+
+    @property
+    def looks_first(self) -> bool: ...
 
     def find(self, task_id: str) -> Stored | None:
-        """Return the final outcome stored under the id, None when there is none yet.
+        """Return the outcome stored under the id, None when there is none yet.
 
         Blocks for one read; in a running task as long as the store is away,
         within a bound. Raises what sends the task back to the queue past it.

@@ -12,7 +12,7 @@ from celery import Signature, Task
 from celery.exceptions import Ignore, Reject
 from celery.states import STARTED
 
-from forwarder.forwarding.commit import find_committed
+from forwarder.forwarding.commit import find_committed, must_look
 from forwarder.forwarding.errors import (
     SHORTAGE,
     DeadLettered,
@@ -101,15 +101,16 @@ class ForwardTask(Task[..., Any]):
         request = self.request
         begun_s = self._monotonic()
         try:
-            self._set_off_pardons()
-            self._count_delivery()
-            self._end_if_committed(args, kwargs)
+            self._set_off_pardons(request)
+            self._count_delivery(request)
+            if must_look(cast(Commits, self.backend), request):
+                self._end_if_committed(args, kwargs)
             if dead := dead_after(request):
                 raise DeadLettered(f"delivered {dead} times without an outcome")
             if self.stores_started and not request.ignore_result:
                 meta = {"pid": os.getpid(), "hostname": request.hostname}
                 self.backend.store_result(str(request.id), meta, STARTED, request=request)
-            result = self._forward(args, kwargs)
+            result = self._forward(request, args, kwargs)
             if self._monotonic() - begun_s >= self._visibility_timeout_s:
                 # Long enough for a lease to have ended without our knowledge: whose peer
                 # has committed meanwhile must not be told anything else, nor twice.
@@ -125,9 +126,9 @@ class ForwardTask(Task[..., Any]):
             log.error("task_bug task_id=%s error=%s at=%s", request.id, type(error).__name__, _where(error))
             raise as_forwarder_error(error) from None
 
-    def _forward(self, args: Any, kwargs: Any) -> Any:
+    def _forward(self, request: Any, args: Any, kwargs: Any) -> Any:
         try:
-            return self._parts().forwarder.forward(task_call(self.request, args, kwargs))
+            return self._parts().forwarder.forward(task_call(request, args, kwargs))
         except ForwarderError:
             # Another delivery may have succeeded meanwhile; its result stays.
             self._end_if_committed(args, kwargs)
@@ -136,9 +137,8 @@ class ForwardTask(Task[..., Any]):
             self._end_if_committed(args, kwargs)
             return self._go_back(back.error)
 
-    def _set_off_pardons(self) -> None:
+    def _set_off_pardons(self, request: Any) -> None:
         """Take what was not the task's fault out of the number of a task that was delivered too often."""
-        request = self.request
         if number := dead_after(request):
             pardoned = cast(Pardons, self.backend).pardons(str(request.id))
             number -= min(pardoned, PARDONS_MAX)
@@ -158,17 +158,16 @@ class ForwardTask(Task[..., Any]):
         owed = is_redelivered(request) and not dead_after(request) and stored.state != "REVOKED"
         log.info(
             "task_already_done task_id=%s queue=%s state=%s hooks=%s",
-            task_id, self._queue(), stored.state, "run" if owed else "not_owed",
+            task_id, _queue(request), stored.state, "run" if owed else "not_owed",
         )  # fmt: skip
         if owed:
             payload, succeeded = payload_of(args, kwargs), stored.state == "SUCCESS"
             self._parts().hooks.run(Completion(task_id, payload, stored.response, succeeded=succeeded))
         raise Ignore
 
-    def _count_delivery(self) -> None:
-        request = self.request
+    def _count_delivery(self, request: Any) -> None:
         kind = "dead" if dead_after(request) else "redelivered" if is_redelivered(request) else "first"
-        self._parts().metrics.count("forwarder_deliveries_total", queue=self._queue(), kind=kind)
+        self._parts().metrics.count("forwarder_deliveries_total", queue=_queue(request), kind=kind)
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
@@ -182,18 +181,18 @@ class ForwardTask(Task[..., Any]):
         self._finish(error.code, completion, args, kwargs)
 
     def _finish(self, outcome: str, completion: Completion, args: Any, kwargs: Any) -> None:
-        parts = self._parts()
-        queue = self._queue()
+        parts, request = self._parts(), self.request
+        queue = _queue(request)
         total_s = parts.forwarder.waited_s(args[1] if len(args) > 1 else kwargs.get("arrival_timestamp"))
         parts.metrics.count("forwarder_tasks_total", queue=queue, outcome=outcome)
         if total_s is not None:
             parts.metrics.observe("forwarder_task_seconds", total_s, queue=queue)
         log.info(
             "task_done task_id=%s queue=%s outcome=%s retries=%d total_s=%s",
-            completion.task_id, queue, outcome, retries_of(self.request),
+            completion.task_id, queue, outcome, retries_of(request),
             "unknown" if total_s is None else f"{total_s:.3f}",
         )  # fmt: skip
-        if dead_after(self.request) <= self._max_deliveries + 1:  # past it they may be what the task dies of
+        if dead_after(request) <= self._max_deliveries + 1:  # past it they may be what the task dies of
             parts.hooks.run(completion)
 
     def _go_back(self, error: ForwarderError) -> NoReturn:
@@ -204,7 +203,7 @@ class ForwardTask(Task[..., Any]):
         quicker. Always raises.
         """
         request = self.request
-        queue = self._queue()
+        queue = _queue(request)
         self._parts().metrics.count("forwarder_tasks_total", queue=queue, outcome="requeued")
         self.backend.mark_as_retry(str(request.id), error, request=request)
         try:
@@ -235,13 +234,14 @@ class ForwardTask(Task[..., Any]):
             kwargsrepr="{...}",
         )
 
-    def _queue(self) -> str:
-        """Return which of the worker's queues the message came from.
 
-        Not the routing key, which on Redis and SQS is whatever the producer wrote:
-        published by that, a task could end where nobody reads.
-        """
-        return str(self.request.get("forwarder_queue"))
+def _queue(request: Any) -> str:
+    """Return which of the worker's queues the message came from.
+
+    Not the routing key, which on Redis and SQS is whatever the producer wrote:
+    published by that, a task could end where nobody reads.
+    """
+    return str(request.get("forwarder_queue"))
 
 
 def _where(error: BaseException) -> str:

@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol
 
 from forwarder.aws_errors import NoClientError, describe, error_code
 from forwarder.backoff import Backoff
 from forwarder.forwarding.ports import Completion
 from forwarder.hooks.errors import HookError
 from forwarder.hooks.firehose_record import build_record
+from forwarder.hooks.record_batches import FirehoseClients, RecordBatches
 from forwarder.settings.model import EndpointIdentity
 
 TRIES_MAX = 6
@@ -44,24 +44,12 @@ class Verdict(enum.Enum):
     STOP = "stop"
 
 
-class FirehoseClients(Protocol):
-    """Where the client comes from: it changes when its credentials are renewed."""
-
-    def get(self) -> Any:
-        """Return a client with valid credentials. Blocks while one is built. Raises NoClientError."""
-        ...
-
-    def discard(self, client: Any) -> None:
-        """Say that AWS no longer takes this client's credentials."""
-        ...
-
-
 class FirehoseHook:
     """Puts one record per task onto a delivery stream.
 
     At least once: a call that timed out may have been taken, and is sent again,
-    so a reader counts tasks by ``TASK_ID``. ``clock`` tells seconds since the
-    epoch.
+    so a reader counts tasks by ``TASK_ID``. ``linger_s`` is as in
+    :class:`RecordBatches`. ``clock`` tells seconds since the epoch.
     """
 
     name = "logging"
@@ -72,12 +60,14 @@ class FirehoseHook:
         clients: FirehoseClients,
         stream: str,
         endpoint: EndpointIdentity,
+        linger_s: float | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._clients = clients
         self._stream = stream
+        self._batches = RecordBatches(clients=clients, stream=stream, linger_s=linger_s)
         self._endpoint = endpoint
         self._clock = clock
         self._sleep = sleep
@@ -94,26 +84,23 @@ class FirehoseHook:
         gives the credentials, is busy or out of reach. Raises HookError when it
         still is after the last try, or has been for long, or says no.
         """
-        record = {"Data": build_record(completion, endpoint=self._endpoint, emitted_at=self._clock())}
+        record = build_record(completion, endpoint=self._endpoint, emitted_at=self._clock())
         failed = 0
         renewed = False
         while True:
-            client, asked_wait_s = None, 0.0
-            try:
-                client = self._clients.get()
-                client.put_record(DeliveryStreamName=self._stream, Record=record)
+            sent = self._batches.put(record)
+            if sent.error is None:
                 return True
-            except Exception as error:
-                verdict = judge(error)
-                if verdict is Verdict.RENEW and not renewed:
-                    renewed = True
-                    self._clients.discard(client)
-                    continue
-                failed += 1
-                if verdict is not Verdict.RETRY or failed == TRIES_MAX:
-                    raise HookError(f"no record after {failed} tries: {_problem(error)}") from error
-                if isinstance(error, NoClientError):
-                    asked_wait_s = error.retry_in_s  # a try before then would be none
+            verdict = judge(sent.error)
+            if verdict is Verdict.RENEW and not renewed:
+                renewed = True
+                self._clients.discard(sent.client)
+                continue
+            failed += 1
+            if verdict is not Verdict.RETRY or failed == TRIES_MAX:
+                raise HookError(f"no record after {failed} tries: {_problem(sent.error)}") from sent.error
+            # A try before a client may be built again would be none.
+            asked_wait_s = sent.error.retry_in_s if isinstance(sent.error, NoClientError) else 0.0
             self._sleep(max(asked_wait_s, BACKOFF.wait_s(failed, self._uniform)))
 
     def close(self) -> None:

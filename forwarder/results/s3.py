@@ -1,4 +1,4 @@
-"""Results in S3: one PUT with a checksum per state, through one shared client."""
+"""Results in S3: one PUT with a checksum per state, through one shared client; the first outcome stays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
+
+from celery import states
 
 from forwarder.aws_errors import error_code
 from forwarder.results.single_write import SingleWriteBackend
@@ -20,6 +22,10 @@ class S3Backend(SingleWriteBackend):
     ``result_backend_transport_options["client"]``, a callable that returns this
     process's shared boto3 S3 client. Objects do not expire by themselves: set a
     lifecycle rule on the prefix.
+
+    A GET costs as much CPU as the PUT, so a task that was not seen before does not
+    look for an outcome, and S3 takes one only where none is. The option
+    ``looks_first`` is for tasks that store STARTED, where always something is.
     """
 
     #: Largest object of one PUT:
@@ -33,7 +39,16 @@ class S3Backend(SingleWriteBackend):
         self._prefix = parts.path.lstrip("/")
         options = self.app.conf.result_backend_transport_options  # type: ignore[attr-defined]
         self._client: Callable[[], Any] = options["client"]
+        self.looks_first = bool(options.get("looks_first"))
         self._denied = False
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Return whether S3 was away: it could not be asked, or had trouble itself. Not what it refuses."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(exc, ClientError):
+            return bool(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500)
+        return isinstance(exc, (OSError, BotoCoreError))
 
     def get(self, key: str | bytes) -> str | None:
         """Return the stored text, None when there is none. Blocks for one GET; raises botocore's errors.
@@ -58,21 +73,43 @@ class S3Backend(SingleWriteBackend):
         return None if response is None else str(response["Body"].read().decode())
 
     def set(self, key: str | bytes, value: str | bytes) -> None:
-        """Store the text. Blocks for one PUT; raises botocore's errors.
+        """Store the text. Blocks for one PUT; raises botocore's errors."""
+        self._put(key, value)
 
-        CRC-32 is what S3 verifies on arrival and what costs the least CPU here.
-        """
+    def delete(self, key: str | bytes) -> None:
+        """Remove the object. Blocks for one DELETE."""
+        self._client().delete_object(Bucket=self._bucket, Key=self._path(key))
+
+    def _write(self, task_id: str, value: str, state: str) -> bool:
+        if self.looks_first or state not in (states.SUCCESS, states.FAILURE):
+            return super()._write(task_id, value, state)
+        key = self.get_key_for_task(task_id)
+        try:
+            # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+            self._put(key, value, IfNoneMatch="*")
+        except Exception as error:
+            if error_code(error) != "PreconditionFailed":
+                raise
+        else:
+            return True
+        there = self.get(key)
+        if there == value:
+            return True  # our own, and its answer was lost
+        outcome = self._read(there, task_id) if there else None
+        if outcome is not None and outcome.is_final:
+            return False
+        return super()._write(task_id, value, state)
+
+    def _put(self, key: str | bytes, value: str | bytes, **conditions: str) -> None:
+        # CRC-32 is what S3 verifies on arrival and what costs the least CPU here.
         self._client().put_object(
             Bucket=self._bucket,
             Key=self._path(key),
             Body=value if isinstance(value, bytes) else value.encode(),
             ContentType="application/json",
             ChecksumAlgorithm="CRC32",
+            **conditions,
         )
-
-    def delete(self, key: str | bytes) -> None:
-        """Remove the object. Blocks for one DELETE."""
-        self._client().delete_object(Bucket=self._bucket, Key=self._path(key))
 
     def _path(self, key: str | bytes) -> str:
         return self._prefix + (key.decode() if isinstance(key, bytes) else key)

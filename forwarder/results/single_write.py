@@ -12,14 +12,15 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import CeleryError, Reject
 from kombu.exceptions import EncodeError
 
+from forwarder.aws_errors import describe
 from forwarder.forwarding.errors import InternalError, InvalidResponse, ResultTooLarge, as_forwarder_error
 from forwarder.forwarding.ports import Stored
 from forwarder.results.patience import Patience
 
 log = logging.getLogger(__name__)
 
-#: Of the key beside a task's result; it lives as long as a result.
-PARDONS_PREFIX = "forwarder-pardons-"
+#: Of the key beside a task's result: who may read results may read it, and it lives as long as they do.
+PARDONS_SUFFIX = "-pardons"
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class SingleWriteBackend(KeyValueStoreBackend):
 
     #: Largest value in bytes that the store takes.
     value_bytes_max: int
+    #: Every task looks for its outcome before it asks, because a write replaces what is there.
+    looks_first = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,7 +55,8 @@ class SingleWriteBackend(KeyValueStoreBackend):
 
         Blocks for one round trip, in a running task as long as the store is away,
         within the bound. Past it raises Reject, which sends the message back; where
-        there is no message, what the store's client raises.
+        there is no message, what the store's client raises. Raises Reject too where
+        another delivery's outcome stays: the next one finds it.
         """
         return super().store_result(task_id, result, state, traceback=None, request=request, **kwargs)
 
@@ -75,14 +79,16 @@ class SingleWriteBackend(KeyValueStoreBackend):
         }
 
     def find(self, task_id: str) -> Stored | None:
-        """Return the final outcome stored under the id, None when there is none yet.
+        """Return the outcome stored under the id, None when there is none yet.
 
         Blocks and raises as ``store_result`` does, for one read.
         """
         key = self.get_key_for_task(task_id)
         value = self._insist(lambda: self.get(key), task_id, has_message=True)
-        if not value:
-            return None
+        return self._read(value, task_id) if value else None
+
+    def _read(self, value: Any, task_id: str) -> Stored | None:
+        """Return the outcome that a stored text tells, None where it tells none."""
         try:
             return _stored(self.decode(value))
         except Exception as error:  # noqa: BLE001 - whoever wrote it, it is no outcome
@@ -94,12 +100,26 @@ class SingleWriteBackend(KeyValueStoreBackend):
 
         Not in one step: a lease has one loser, and a note that is lost only lets a delivery count.
         """
-        key = PARDONS_PREFIX + task_id
-        self.set(key, str(int(self.get(key) or 0) + 1))
+        key = self.get_key_for_task(task_id + PARDONS_SUFFIX)
+        noted = _number(self.get(key))
+        if noted is not None:  # else it is the result of a task that has the key for its id
+            self.set(key, str(noted + 1))
 
     def pardons(self, task_id: str) -> int:
-        """Return how many deliveries were not the task's fault. Blocks and raises as ``find`` does."""
-        return self._insist(lambda: int(self.get(PARDONS_PREFIX + task_id) or 0), task_id, has_message=True)
+        """Return how many deliveries were not the task's fault. Blocks and raises as ``find`` does.
+
+        0 where that can't be read for a reason that may last: it must not keep a poisonous task going round.
+        """
+        return self._insist(lambda: self._read_pardons(task_id), task_id, has_message=True)
+
+    def _read_pardons(self, task_id: str) -> int:
+        try:
+            return _number(self.get(self.get_key_for_task(task_id + PARDONS_SUFFIX))) or 0
+        except Exception as error:
+            if self.exception_safe_to_retry(error):
+                raise
+            log.warning("pardons_unreadable task_id=%s error=%s", task_id, describe(error))
+            return 0
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
@@ -116,13 +136,19 @@ class SingleWriteBackend(KeyValueStoreBackend):
             raise TooLargeToStore(
                 f"the result of {len(value)} bytes passes the store's limit of {self.value_bytes_max}"
             )
-        key = self.get_key_for_task(task_id)
-
-        def write() -> None:
-            self._set_with_state(key, value, state)  # type: ignore[attr-defined]
-
-        self._insist(write, task_id, has_message=request is not None)
+        written = self._insist(
+            lambda: self._write(task_id, value, state), task_id, has_message=request is not None
+        )
+        if not written:
+            log.info("outcome_not_stored task_id=%s: another delivery's stays", task_id)
+            raise Reject("already_committed", requeue=True)
         return result
+
+    def _write(self, task_id: str, value: str, state: str) -> bool:
+        """Write a state; return False where another delivery's outcome was there, and stays."""
+        key = self.get_key_for_task(task_id)
+        self._set_with_state(key, value, state)  # type: ignore[attr-defined]
+        return True
 
     def _insist(self, step: Callable[[], T], task_id: str, *, has_message: bool) -> T:
         """Do one operation of the store: in a running task until it works or the bound has passed."""
@@ -134,6 +160,14 @@ class SingleWriteBackend(KeyValueStoreBackend):
                 # Not chained: the clients' texts name hosts and keys, and Celery logs the whole chain.
                 raise Reject("result_store_unavailable", requeue=True) from None
             raise
+
+
+def _number(value: Any) -> int | None:
+    """Read a stored number, 0 where nothing is stored; None for whatever is none."""
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        return None
 
 
 def _stored(meta: Any) -> Stored | None:

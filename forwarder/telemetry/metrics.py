@@ -21,13 +21,13 @@ class ProcessMetrics:
 
     def count(self, name: str, value: int = 1, /, **labels: str) -> None:
         """Add ``value`` to the counter."""
-        key = (name, tuple(sorted(labels.items())))
+        key = _key(name, labels)
         with self._lock:
             self._counts[key] = self._counts.get(key, 0) + value
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         """Add one measurement to the sum and its number of measurements."""
-        key = (name, tuple(sorted(labels.items())))
+        key = _key(name, labels)
         with self._lock:
             number, total = self._sums.get(key, (0, 0.0))
             self._sums[key] = (number + 1, total + value)
@@ -35,7 +35,7 @@ class ProcessMetrics:
     def value(self, name: str, /, **labels: str) -> int:
         """Return a counter's value, 0 if it was never raised."""
         with self._lock:
-            return self._counts.get((name, tuple(sorted(labels.items()))), 0)
+            return self._counts.get(_key(name, labels), 0)
 
     def snapshot(self) -> dict[str, float]:
         """Return every counter and sum as ``name{label=value}`` to number."""
@@ -45,6 +45,10 @@ class ProcessMetrics:
                 flat[_flat(key) + "_count"] = number
                 flat[_flat(key) + "_sum"] = total
         return flat
+
+
+def _key(name: str, labels: dict[str, str]) -> Key:
+    return name, tuple(labels.items() if len(labels) < 2 else sorted(labels.items()))
 
 
 def _flat(key: Key) -> str:

@@ -181,7 +181,7 @@ _BROKER = (
     ),
     Scenario(
         name="broker-wiped",
-        guarantee="what runs while the broker loses its data still gets its result; the worker goes on",
+        guarantee="what runs while Redis loses its data still gets its result; on all the worker goes on",
         nemesis=services.broker_wiped,
         sabotage="drops_what_runs_when_cut_off",
         places=NO_SQS,

@@ -53,6 +53,8 @@ class ResultWatch(threading.Thread, ABC):
 
     def _see(self, raw: bytes) -> None:
         meta = json.loads(raw)
+        if not isinstance(meta, dict):
+            return  # the pardons of a task, beside its result
         known = (meta["task_id"], meta["status"])
         if meta["status"] in FINAL and known not in self._seen:
             self._seen.add(known)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
 
 SECRET = "payload-text-that-must-not-leak"
+PROTOCOL_1 = b'{"task": "forwarder.forward", "id": "\\ud800", "args": [{}], "kwargs": {}}'
 
 
 def nested(depth: int) -> str:
@@ -135,6 +136,8 @@ def test_every_bad_task_gets_its_code_and_the_good_ones_their_results(
         "{}",
         '{"body": 5, "properties": 7}',
         message(queue_name, b"[[{}], {}, {}]")[1].replace('"id": ', '"no_id": '),
+        message(queue_name, b"[[{}], {}, {}]", id="\ud800")[1],
+        message(queue_name, PROTOCOL_1)[1].replace('"id": ', '"no_id": ').replace('"task": ', '"no_task": '),
         b"\xff\xfe",
     )
     broker.lpush(queue_name, *unreadable)

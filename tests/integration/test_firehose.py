@@ -57,7 +57,9 @@ SENDER = """
         duration_s=2,
     )
     clients = RefreshingClient(service="firehose", build=build, metrics=metrics)
-    hook = FirehoseHook(clients=clients, stream=stream, endpoint=EndpointIdentity(name="e"))
+    linger_s = 0.05 if patched else None  # as in a worker with many slots, and in one with few
+    endpoint = EndpointIdentity(name="e")
+    hook = FirehoseHook(clients=clients, stream=stream, endpoint=endpoint, linger_s=linger_s)
     sent, failed, until = [], [], time.monotonic() + 60
 
     def slot(number):

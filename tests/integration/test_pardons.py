@@ -56,7 +56,7 @@ class Pair:
 
     def pardoned(self, task_id: str) -> int:
         """Return how many pardons stand beside the result."""
-        found: Any = self.store.get(f"forwarder-pardons-{task_id}")
+        found: Any = self.store.get(f"celery-task-meta-{task_id}-pardons")
         return int(found or 0)
 
     def _asks(self, worker: Worker) -> bool:
@@ -128,7 +128,7 @@ def test_a_task_whose_workers_are_cut_off_by_turns_is_not_put_aside(
     assert asked(model_server, "task") == LOSSES + 1
     assert (
         0
-        < pair.store.ttl(f"forwarder-pardons-{result.id}")
+        < pair.store.ttl(f"celery-task-meta-{result.id}-pardons")
         <= pair.store.ttl(f"celery-task-meta-{result.id}")
     )
 

@@ -43,6 +43,7 @@ class Consumed:
         self.client = aws_resources.client(cloud.env, "sqs")
         self.leases = SqsLeases(
             client=lambda: self.client,
+            poller=lambda: self.client,
             queue=queue,
             queue_url=url,
             visibility_timeout_s=visibility_timeout_s,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
 
 LEASE_S = 4
+#: Long enough for the long poll.
+USUAL_DRAIN = {"FORWARDER_DRAIN_TIMEOUT_S": "30"}
 #: A lease that no slow moment of the machine ends.
 PATIENT = {"FORWARDER_VISIBILITY_TIMEOUT_S": "30"}
 
@@ -157,6 +159,46 @@ def test_what_comes_to_an_idle_worker_that_was_told_to_stop_is_there_for_others_
         time.sleep(0.5)
     [message] = scene.waiting()
     assert message["Attributes"]["ApproximateReceiveCount"] == "1", "taken by this test alone"
+    assert model_server.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_idle_worker_polls_six_times_a_minute_and_takes_a_task_at_once(
+    pool: str, scene: Scene, worker: StartWorker, moto: Moto, model_server: ModelServer
+) -> None:
+    running = worker(pool=pool, env=scene.env | USUAL_DRAIN)
+    running.wait_ready()
+    scene.producer.send({"args": {"id": "first", "numbers": [1]}}).get(timeout=PATIENCE_S)
+    time.sleep(2)  # its message is deleted
+    before = calls(moto)
+    time.sleep(21)
+    assert calls(moto) - before <= 2 + 1
+    sent = time.monotonic()
+    scene.send()
+    model_server.wait_in_flight(1)
+    took_s = time.monotonic() - sent
+    print(f"idle, {pool}: {calls(moto) - before} calls in 21 s, asked {took_s:.3f} s after it was sent")  # noqa: T201
+    assert took_s < 1.0  # some 0.05 s, on a machine that does nothing else
+    model_server.control(release=True)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_stop_waits_for_the_long_poll_and_hands_back_what_comes(
+    pool: str, scene: Scene, worker: StartWorker, model_server: ModelServer
+) -> None:
+    running = worker(pool=pool, env=scene.env | PATIENT | USUAL_DRAIN)
+    running.wait_ready()
+    time.sleep(0.5)  # it polls by then
+    started = time.monotonic()
+    os.kill(running.pid, signal.SIGTERM)
+    running.wait_for_log("drain_start")
+    time.sleep(5)
+    scene.send()
+    assert running.wait_exit() == 0
+    assert time.monotonic() - started < 12
+    [message] = scene.waiting()
+    assert message["Attributes"]["ApproximateReceiveCount"] == "1", "taken by this test alone"
+    assert message["MessageAttributes"]["x-forwarder-deliveries"]["StringValue"] == "0"
     assert model_server.stats()["requests"] == 0
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from forwarder.app import MAIN_STORE_TIMEOUT_S, Composition, client_app
+from forwarder.brokers.leases import Delivery
 from forwarder.forwarding.task import TASK_NAMES
 from forwarder.settings.model import Settings
 
@@ -78,6 +80,26 @@ def test_composing_opens_nothing_and_builds_no_client() -> None:
     composition.close()
     assert not composition.aws._values
     assert not composition.parts._values
+
+
+def test_leaving_says_which_pardons_are_lost_and_the_end_of_a_child_does_not(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child inherits what its parent is still to note."""
+    monkeypatch.setattr("forwarder.brokers.background.threading.Thread", _no_thread)
+    composition = Composition(Settings())
+    composition.leave()  # before there is anything
+    composition.celery_app()
+    message = SimpleNamespace(headers={"id": "t1"})
+    composition.book.pardon(Delivery(tag="1", queue="q", number=1, confirmed_s=0.0, message=message))
+    composition.close()
+    assert "pardons_dropped" not in caplog.text
+    composition.leave()
+    assert "pardons_dropped number=1" in caplog.text
+
+
+def _no_thread(**_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
 
 def test_the_secrets_of_the_settings_are_not_in_their_repr() -> None:

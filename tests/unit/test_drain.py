@@ -61,7 +61,7 @@ class Book(LeaseBook):
             tag=message, queue="q", number=1, confirmed_s=0.0, message=SimpleNamespace(headers={})
         )
 
-    def hand_back(self, deliveries: Any) -> None:
+    def hand_back(self, deliveries: Any) -> Any:
         if deliveries and not hasattr(self, "_inside"):
             self._inside = True
             try:
@@ -70,6 +70,7 @@ class Book(LeaseBook):
                 del self._inside
         else:
             self.story.extend(f"handed back {delivery.tag}" for delivery in deliveries)
+        return []
 
     def wait_empty(self, timeout_s: float) -> bool:
         if len(self):
@@ -142,6 +143,29 @@ def test_what_finishes_in_time_is_not_handed_back(scene: Scene) -> None:
     scene.stop()
     assert scene.story == ["finished", "closed", "left 0"]
     assert scene.clock.now_s == pytest.approx(20 + COMING_OUT_S, abs=LOOK_S * 2)
+
+
+def test_what_was_asked_for_before_the_stop_is_waited_for_by_whoever_ends_the_worker(scene: Scene) -> None:
+    """Celery's main thread comes out as soon as nothing runs, and may be the one."""
+    scene.drain.consumer_stopped()
+    scene.book.expecting = lambda: scene.clock.now_s < 9.0
+    scene.drain.begin()
+    scene.drain.end(scene)
+    assert scene.story == ["closed"]
+    assert scene.clock.now_s == pytest.approx(9, abs=LOOK_S * 2)
+    scene.drain.run(scene)
+    assert scene.clock.now_s == pytest.approx(9 + COMING_OUT_S, abs=LOOK_S * 2)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_was_asked_for_is_waited_for_within_the_drain_and_not_at_once(
+    at_once: bool, scene: Scene
+) -> None:
+    scene.drain.consumer_stopped()
+    scene.book.expecting = lambda: True
+    scene.stop(at_once=at_once)
+    assert scene.story == ["closed", "left 0"]
+    assert scene.clock.now_s == pytest.approx(COMING_OUT_S + (0 if at_once else 30), abs=LOOK_S * 2)
 
 
 def test_what_still_runs_when_the_time_is_over_is_killed_then_handed_back(scene: Scene) -> None:

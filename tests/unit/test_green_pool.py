@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from celery.concurrency.gevent import TaskPool
 from celery.exceptions import WorkerShutdown
@@ -41,7 +44,9 @@ def pool() -> Iterator[GreenPool]:
     made: Any = GreenPool(limit=1)
     made.start()
     yield made
-    made._pool.kill()
+    for number in list(made._pool._jobs):
+        made.terminate_job(number)
+    made.on_stop()
 
 
 def apply(pool: TaskPool, calls: Calls, target: Callable[..., Any], *args: Any, **replaced: Any) -> Any:
@@ -61,17 +66,22 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 def assert_slot_is_free(pool: Any) -> None:
-    gevent.sleep(0)  # the links of a dead greenlet are called in the hub's next round
-    assert pool._pool.free_count() == 1
-    assert pool._pool_map == {}
+    assert len(pool._pool) == 0
+    assert pool._pool._semaphore.counter == 1
+
+
+def run_out(pool: Any) -> None:
+    """Let the pool's job come to its end, as its stop does."""
+    with gevent.Timeout(5):
+        pool.on_stop()
 
 
 def test_what_the_target_returns_goes_to_the_callback(pool: GreenPool, calls: Calls) -> None:
-    greenlet = apply(pool, calls, lambda a, b: a + b, 1, 2)
-    greenlet.join()
+    job = apply(pool, calls, lambda a, b: a + b, 1, 2)
+    run_out(pool)
     assert calls.returned == [3]
     assert calls.failed == []
-    assert calls.accepted == [id(greenlet)]
+    assert calls.accepted == [job.number]
     assert_slot_is_free(pool)
 
 
@@ -80,7 +90,8 @@ def test_an_exception_of_any_kind_goes_to_the_error_callback(
     error: BaseException, pool: GreenPool, calls: Calls, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stock, the greenlet dies without a word and its message holds a slot for good."""
-    apply(pool, calls, raising(error)).join()
+    apply(pool, calls, raising(error))
+    run_out(pool)
     assert calls.failed == [type(error).__name__]
     assert calls.returned == []
     assert "payload" not in caplog.text
@@ -97,21 +108,68 @@ def test_a_killed_task_calls_nothing_and_frees_its_slot(pool: GreenPool, calls: 
         finally:
             ended.append("closed")
 
-    greenlet = apply(pool, calls, target)
+    apply(pool, calls, target)
     gevent.sleep(0)
     pool.terminate_job(calls.accepted[0], 9)
-    greenlet.join()
+    run_out(pool)
     assert ended == ["closed"]
     assert calls.returned == calls.failed == []
     assert_slot_is_free(pool)
 
 
 def test_a_task_that_is_killed_before_it_started_never_starts(pool: GreenPool, calls: Calls) -> None:
-    greenlet = apply(pool, calls, calls.returned.append, "ran")
-    pool.terminate_job(id(greenlet), 9)
-    greenlet.join()
-    assert calls.accepted == calls.returned == calls.failed == []
+    """Neither in a slot that is new nor in one that waits."""
+    for _ in range(2):
+        job = apply(pool, calls, calls.returned.append, "ran")
+        pool.terminate_job(job.number, 9)
+        run_out(pool)
+        assert calls.accepted == calls.returned == calls.failed == []
+        assert_slot_is_free(pool)
+        apply(pool, Calls(), lambda: None)
+        run_out(pool)
+
+
+def test_a_task_that_ends_as_it_is_killed_leaves_its_end_to_no_other(pool: GreenPool, calls: Calls) -> None:
+    """What kills it comes a round later, when its slot could have the next task."""
+
+    def target() -> str:
+        pool.terminate_job(calls.accepted[0], 9)
+        return "first"
+
+    apply(pool, calls, target)
+    run_out(pool)
+    apply(pool, calls, lambda: gevent.sleep(0.01) or "second")
+    run_out(pool)
+    assert calls.returned == ["first", "second"]
     assert_slot_is_free(pool)
+
+
+def test_tasks_that_follow_each_other_share_a_greenlet(pool: GreenPool, calls: Calls) -> None:
+    for _ in range(3):
+        apply(pool, calls, gevent.getcurrent)
+        run_out(pool)
+    assert len(set(calls.returned)) == 1
+
+
+def test_a_slot_that_waits_holds_nothing_of_its_last_task(pool: GreenPool, calls: Calls) -> None:
+    job = weakref.ref(apply(pool, calls, lambda: None))
+    run_out(pool)
+    assert job() is None
+
+
+def test_as_many_run_as_there_are_slots_and_the_next_waits_for_one(pool: GreenPool, calls: Calls) -> None:
+    pool.grow()
+    held = [gevent.event.Event() for _ in range(2)]
+    for event in held:
+        apply(pool, calls, event.wait)
+    third = gevent.spawn(apply, pool, calls, lambda: None)
+    gevent.sleep(0)
+    assert not third.dead
+    held[0].set()
+    third.join()
+    held[1].set()
+    run_out(pool)
+    assert len(calls.returned) == 3
 
 
 def test_a_task_killed_as_it_is_accepted_ends_where_it_first_waits(pool: GreenPool, calls: Calls) -> None:
@@ -122,35 +180,40 @@ def test_a_task_killed_as_it_is_accepted_ends_where_it_first_waits(pool: GreenPo
         gevent.sleep(0)
         calls.returned.append("past the first wait")
 
-    apply(pool, calls, target, accept_callback=accept).join()
+    apply(pool, calls, target, accept_callback=accept)
+    run_out(pool)
     assert calls.returned == calls.failed == []
     assert_slot_is_free(pool)
 
 
 @pytest.mark.parametrize("name", ["callback", "accept_callback"])
 def test_a_callback_that_raises_is_a_failure_of_the_task(name: str, pool: GreenPool, calls: Calls) -> None:
-    apply(pool, calls, lambda: None, **{name: raising(OSError())}).join()
+    apply(pool, calls, lambda: None, **{name: raising(OSError())})
+    run_out(pool)
     assert calls.failed == ["OSError"]
     assert_slot_is_free(pool)
 
 
 def test_an_error_callback_that_raises_leaks_no_slot(pool: GreenPool, calls: Calls) -> None:
-    apply(pool, calls, raising(ValueError()), error_callback=raising(OSError())).join()
+    apply(pool, calls, raising(ValueError()), error_callback=raising(OSError()))
+    run_out(pool)
     assert_slot_is_free(pool)
-    apply(pool, calls, lambda: "next").join()
+    apply(pool, calls, lambda: "next")
+    run_out(pool)
     assert calls.returned == ["next"]
 
 
 def test_celerys_own_stop_ends_the_worker_and_not_the_task(pool: GreenPool, calls: Calls) -> None:
-    greenlet = apply(pool, calls, lambda: None, callback=raising(WorkerShutdown(0)))
+    apply(pool, calls, lambda: None, callback=raising(WorkerShutdown(0)))
     # The hub raises it in the main greenlet, whichever that is in.
     with pytest.raises(WorkerShutdown):
-        greenlet.join()
+        gevent.sleep(1)
     assert calls.failed == []
 
 
 def test_celerys_time_limits_are_left_out(pool: GreenPool, calls: Calls) -> None:
-    apply(pool, calls, lambda: gevent.sleep(0.01), timeout=0.001, timeout_callback=raising(OSError())).join()
+    apply(pool, calls, lambda: gevent.sleep(0.01), timeout=0.001, timeout_callback=raising(OSError()))
+    run_out(pool)
     assert calls.returned == [None]
 
 
@@ -179,6 +242,12 @@ def test_a_remote_control_that_ends_with_its_connection_is_one_line_in_the_log(
         "remote_control_lost error=ConnectionResetError"
     ]
     assert capsys.readouterr().err == ""
+
+
+def test_celery_knows_its_pool_by_what_the_slots_have() -> None:
+    source = inspect.getsource(TaskPool)
+    assert set(re.findall(r"self\._pool\.(\w+)", source)) == {"spawn", "join", "size", "_semaphore"}
+    assert "self._quick_put = self._pool.spawn" in source  # in on_start, which is ours
 
 
 def test_celery_starts_its_remote_control_through_spawn_n_alone() -> None:

@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "settings": (),
     "compat": ("settings",),
     "forwarding": (),
-    "green_pool": (),
+    "green_pool": ("green_slots",),
+    "green_slots": (),
     "prefork_pool": (),
     "drain": ("brokers.leases", "brokers.background"),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 READS_ENVIRONMENT = ("__main__", "cli", "cli.demo", "compat", "demo", "pool", "settings", "testing")
 #: Loaded by no worker process as long as its settings don't ask for them.
 ON_DEMAND = {"boto3", "botocore", "ddtrace", "flask", "gevent", "moto", "rich"}
-LOADED_ONLY_ON_DEMAND = ("cli.demo", "demo", "testing")
+LOADED_ONLY_ON_DEMAND = ("cli.demo", "demo", "green_slots", "testing")
 NETWORK_PARTS_OF_THE_STANDARD_LIBRARY = {"asyncio", "http.client", "socket", "ssl", "urllib.request"}
 
 

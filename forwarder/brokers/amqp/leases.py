@@ -122,17 +122,25 @@ class AmqpLeases:
         receipt.channel.basic_reject(receipt.delivery_tag, requeue=True)
         return True
 
-    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Publish the messages again with the count they came with, then remove them."""
+    def hand_back(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Publish the messages again with the count they came with, then remove them.
+
+        Returns those whose channel is gone.
+        """
+        mine = [delivery for delivery in deliveries if delivery.receipt is not None]
         if self._stopping():
-            self._stop_consuming(deliveries)
-        for delivery in deliveries:
-            receipt: Receipt | None = delivery.receipt
-            if receipt is not None and receipt.is_valid:
+            self._stop_consuming(mine)
+        lost = []
+        for delivery in mine:
+            receipt: Receipt = delivery.receipt
+            if not receipt.is_valid:
+                lost.append(delivery)
+            else:
                 headers = {**receipt.headers, DELIVERIES_HEADER: delivery.number - 1}
                 self._copies.publish(delivery.queue, receipt.raw, headers=headers)
                 self.ack(delivery)
                 delivery.receipt = None  # not a second copy, when the rest has to be tried again
+        return _lost(lost)
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         """Publish the message to the dead letters, which are made if need be, then remove it."""
@@ -186,7 +194,8 @@ class AmqpLeases:
 def _lost(deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
     """Return them, those that the broker took away for their task's length marked."""
     for delivery in deliveries:
-        delivery.blamed = delivery.receipt.is_disowned
+        receipt: Receipt | None = delivery.receipt  # None: handed back meanwhile
+        delivery.blamed = receipt is not None and receipt.is_disowned
     return deliveries
 
 

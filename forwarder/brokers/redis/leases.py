@@ -133,10 +133,15 @@ class RedisLeases:
         """Put the message back into its list; its delivery counts."""
         return self._settle(scripts.GIVE_BACK, delivery, 1)
 
-    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Put the messages back into their lists; these deliveries don't count."""
+    def hand_back(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Put the messages back into their lists, uncounted; return those that are lost."""
+        lost = []
         for delivery in reversed(deliveries):  # the first is taken first again
-            self._settle(scripts.GIVE_BACK, delivery, 0)
+            one: Taken = delivery.receipt
+            if not one.settled and not self._settle(scripts.GIVE_BACK, delivery, 0):
+                one.settled = False  # lost is told again, when the rest has to be tried again
+                lost.append(delivery)
+        return lost
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         """Move the message to the list ``<queue>.dead``."""

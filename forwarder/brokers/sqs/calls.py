@@ -28,13 +28,14 @@ Failed = dict[int, str]
 class QueueCalls:
     """One queue's calls. Each blocks for one, and raises botocore's errors when all of it failed."""
 
-    def __init__(self, *, client: Callable[[], Any], queue_url: str) -> None:
+    def __init__(self, *, client: Callable[[], Any], poller: Callable[[], Any], queue_url: str) -> None:
         self._client = client
+        self._poller = poller
         self.queue_url = queue_url
 
     def receive(self, number: int, *, wait_s: int, visibility_timeout_s: int) -> Sequence[RawMessage]:
         """Take up to ``number`` messages; blocks until there is one, for at most ``wait_s``."""
-        answer = self._client().receive_message(
+        answer = self._poller().receive_message(
             QueueUrl=self.queue_url,
             MaxNumberOfMessages=number,
             WaitTimeSeconds=wait_s,

@@ -34,15 +34,17 @@ class SettlementRefused(Exception):
 class SqsLeases:
     """The leases of one SQS queue; see :class:`forwarder.brokers.leases.Leases`.
 
-    ``client`` returns the process's one boto3 client. A receipt handle may keep
-    working after its message went to somebody else, so nothing is done with one
-    whose lease has ended by our own monotonic clock. ``wait_s`` is the long poll.
+    ``client`` returns the process's boto3 client, ``poller`` the one for long polls
+    of ``wait_s``, whose calls may take longer. A receipt handle may keep working after
+    its message went to somebody else, so nothing is done with one whose lease has
+    ended by our own monotonic clock.
     """
 
     def __init__(
         self,
         *,
         client: Callable[[], Any],
+        poller: Callable[[], Any],
         queue: str,
         queue_url: str,
         visibility_timeout_s: int,
@@ -55,7 +57,7 @@ class SqsLeases:
         self._visibility_timeout_s = visibility_timeout_s
         self._wait_s = wait_s
         self._clock = clock
-        self._calls = QueueCalls(client=client, queue_url=queue_url)
+        self._calls = QueueCalls(client=client, poller=poller, queue_url=queue_url)
         self._dead = DeadQueues(client=client, queue_url=queue_url)
         self._deletes = DeleteBuffer(delete=self._delete, clock=clock, uniform=uniform)
         self._idle = threading.Condition()
@@ -75,6 +77,11 @@ class SqsLeases:
     def loose(self) -> int:
         """Return how many messages were fetched and not yet received."""
         return len(self._loose)
+
+    @property
+    def polling(self) -> bool:
+        """Return whether a poll is on its way that may still bring something."""
+        return self._fetches > 0 and self._clock() < self._fetched_by_s
 
     @property
     def closed(self) -> bool:
@@ -142,18 +149,17 @@ class SqsLeases:
             raise SettlementRefused(code)
         return code is None
 
-    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+    def hand_back(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Put copies that don't tell of this delivery into the queue, then remove the messages.
 
         SQS can't lower its count. What it takes no copy of is made visible instead,
-        and counts. Blocks for a call per ten messages, two where copies are refused.
+        and counts. Returns those whose lease has ended. Blocks for a call per ten
+        messages, two where copies are refused.
         """
         self.changed.set()
         mine = [each for each in deliveries if each.receipt is not None]
-        live = [each for each in mine if self._is_live(each)]
-        if ended := len(mine) - len(live):
-            log.warning("lease_lost number=%d at=hand_back", ended)
-        for batch in sendable(live):
+        lost = [each for each in mine if not self._is_live(each)]
+        for batch in sendable([each for each in mine if each not in lost]):
             url = self._calls.queue_url
             copies = [copy_of(each.receipt, url, {DELIVERIES_HEADER: each.number - 1}) for each in batch]
             try:
@@ -168,6 +174,7 @@ class SqsLeases:
                     self._deletes.add(delivery)
                     delivery.receipt = None  # not a second copy, when the rest has to be tried again
             self._calls.set_visibility([batch[number] for number in failed], 0)
+        return lost
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         """Move the message to the dead letters. Blocks for one call, at first for four."""

@@ -84,6 +84,7 @@ class BookedChannel(SQS.Channel):
         """Start to receive from the queue. Raises KeyError without a book."""
         book: LeaseBook = self.transport_options["book"]
         answer = super().basic_consume(queue, *args, **kwargs)
+        book.expecting = lambda: _leases(book).polling
         self._receiver = Receiver(
             leases=_leases(book),
             slots=lambda: (self.qos.prefetch_count or BATCH_MAX, len(book)),

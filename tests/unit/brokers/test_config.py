@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forwarder.brokers.amqp.transport import AdoptedQueue
-from forwarder.brokers.config import broker_config, consumer_timeout_s, heartbeat_s
+from forwarder.brokers.config import broker_config, consumer_timeout_s, heartbeat_s, sqs_wait_s
 from forwarder.brokers.redis.messages import GuardedMessage
 from forwarder.settings.model import Settings
 
@@ -99,3 +99,8 @@ def test_an_envelope_stays_as_it_is() -> None:
     body: Any = message.body
     assert body == b"x"
     assert (message.headers, message.delivery_tag) == ({"task": "t"}, "7")
+
+
+@pytest.mark.parametrize(("drain_s", "wait_s"), [(30.0, 10), (12.0, 10), (11.0, 3), (0.0, 3)])
+def test_a_poll_of_sqs_is_as_long_as_a_stop_can_wait_for(drain_s: float, wait_s: int) -> None:
+    assert sqs_wait_s(Settings(drain_timeout_s=drain_s)) == wait_s

@@ -50,8 +50,9 @@ class Broker:
         self.dead.append(death)
         return True
 
-    def hand_back(self, deliveries: list[Delivery]) -> None:
+    def hand_back(self, deliveries: list[Delivery]) -> list[Delivery]:
         self.handed_back += deliveries
+        return []
 
     def disconnected(self, deliveries: list[Delivery]) -> list[Delivery]:
         return deliveries
@@ -204,7 +205,7 @@ def test_a_message_is_refused_once(scene: Scene) -> None:
     assert len(scene.broker.dead) == 1
 
 
-@pytest.mark.parametrize("task_id", ["x" * 201, "", 7])
+@pytest.mark.parametrize("task_id", ["x" * 201, "", 7, "\ud800"])
 def test_an_id_that_no_result_can_be_stored_under_is_refused(scene: Scene, task_id: Any) -> None:
     scene.receive(task_id=task_id)
     assert scene.handled == []
@@ -271,6 +272,18 @@ def test_a_refused_message_that_is_handed_back_meanwhile_is_left_alone(scene: Sc
     assert scene.broker.dead == []
 
 
+@pytest.mark.parametrize("down", [True, False])
+def test_without_a_thread_a_message_is_refused_here_or_goes_back(scene: Scene, down: bool) -> None:
+    def no_thread(work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene.consumer.in_background = no_thread
+    scene.backend.down = down
+    scene.receive(b"x" * (BYTES_MAX + 1))
+    assert (len(scene.broker.handed_back), len(scene.broker.dead)) == ((1, 0) if down else (0, 1))
+    assert len(scene.book) == 0
+
+
 def test_a_body_that_kombu_could_not_unpack_is_refused_before_it_was_handed_over(scene: Scene) -> None:
     message = SimpleNamespace(body=b"", properties={}, headers={"id": "a"}, delivery_info={})
     scene.consumer.on_decode_error(message, ValueError("secret"))
@@ -311,10 +324,11 @@ def test_before_the_connection_closes_all_that_is_held_is_handed_back(
     running, waiting = scene.hold(begun=True), scene.hold(begun=False)
     abandoned: list[bool] = []
 
-    def hand_back(deliveries: list[Delivery]) -> None:
+    def hand_back(deliveries: list[Delivery]) -> list[Delivery]:
         abandoned.extend(delivery.request.abandoned for delivery in deliveries)
         assert scene.super_calls == [], "with the connection RabbitMQ's leases end"
         scene.broker.handed_back += deliveries
+        return []
 
     monkeypatch.setattr(scene.broker, "hand_back", hand_back)
     scene.consumer.shutdown()

@@ -91,6 +91,12 @@ def test_only_a_count_counts(headers: Any, count: int) -> None:
     assert earlier_deliveries(headers) == count
 
 
+def test_an_id_that_no_result_can_be_stored_under_has_none_to_be_forgotten() -> None:
+    letter = read_letter({"id": "\ud800"}, b"", queue="q")
+    assert letter.task_id is None
+    assert letter.id.startswith("body-")
+
+
 def test_the_payload_is_not_in_a_repr() -> None:
     opened = OpenedLetter(
         letter=read_letter(HEADERS, "hunter2", queue="q"), headers={"argsrepr": "hunter2"}, body="hunter2"

@@ -42,9 +42,8 @@ class Broker:
         assert death is DEATH
         return self._settle("put_aside", delivery)
 
-    def hand_back(self, deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
-            self._settle("hand_back", delivery)
+    def hand_back(self, deliveries: list[Delivery]) -> list[Delivery]:
+        return [delivery for delivery in deliveries if not self._settle("hand_back", delivery)]
 
 
 def message(tag: str = "1", **headers: Any) -> Any:
@@ -137,6 +136,32 @@ def test_what_can_not_be_handed_back_is_owed_and_keeps_its_lease(book: LeaseBook
     broker.away = False
     book.settle_owed()
     assert broker.settled == [("hand_back", "1")]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("blamed", [True, False])
+def test_what_is_handed_back_after_its_lease_ended_is_pardoned_unless_its_task_is_why(
+    book: LeaseBook, broker: Broker, caplog: pytest.LogCaptureFixture, alone: bool, blamed: bool
+) -> None:
+    """The book has struck it out by then, so nobody loses it."""
+    pardoned: list[Delivery] = []
+    book.pardon = pardoned.append
+    delivery = book.open(message())
+    broker.ours, delivery.blamed = False, blamed
+    if alone:
+        book.settle(delivery, Settlement.HAND_BACK)
+    else:
+        book.hand_back([delivery])
+    assert pardoned == ([] if blamed else [delivery])
+    assert "lease_lost task_id=task-1 at=hand_back" in caplog.text
+
+
+def test_what_is_handed_back_under_its_lease_needs_no_pardon(book: LeaseBook) -> None:
+    pardoned: list[Delivery] = []
+    book.pardon = pardoned.append
+    book.hand_back([book.open(message("1"))])
+    book.settle(book.open(message("2")), Settlement.HAND_BACK)
+    assert pardoned == []
 
 
 def test_waiting_for_an_empty_book_ends_with_the_last_settlement(book: LeaseBook) -> None:

@@ -89,6 +89,21 @@ def test_a_store_that_stays_away_is_given_up_and_asked_again_for_the_next(
     assert scene.noted == ["c"]
 
 
+def test_what_is_not_noted_when_the_process_leaves_is_said(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.pardons.leave()
+    assert caplog.text == ""
+    scene.add("a")
+    scene.add("b")
+    scene.away = 1
+    scene.pardons._sleep = lambda _: scene.pardons.leave()  # both: also the one that is being noted
+    scene.work[0]()
+    assert caplog.text.count("pardons_dropped number=2") == 1
+    scene.pardons.leave()
+    assert caplog.text.count("pardons_dropped") == 1
+
+
 def test_where_no_thread_is_to_be_had_the_next_one_notes_it_too(scene: Scene) -> None:
     scene.has_threads = False
     scene.add("a")

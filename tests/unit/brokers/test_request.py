@@ -15,6 +15,8 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import Celery
+from celery.app.task import Context
+from celery.app.trace import fast_trace_task, trace_task_ret
 from celery.exceptions import Ignore, InvalidTaskError, Reject, TaskRevokedError
 from celery.worker import state
 from celery.worker.request import Request, create_request_cls  # type: ignore[attr-defined]  # the stubs lack it
@@ -48,8 +50,9 @@ class FakeLeases:
         self.settled.append("requeue")
         return True
 
-    def hand_back(self, deliveries: Sequence[Delivery]) -> None:
+    def hand_back(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         self.settled.append("hand_back")
+        return []
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         self.settled.append("put_aside")
@@ -79,12 +82,14 @@ class FakePool:
     def __init__(self) -> None:
         self.killed: list[tuple[Any, int]] = []
         self.applied: list[str] = []
+        self.sent: list[tuple[Any, ...]] = []
 
     def terminate_job(self, pid: Any, number: int) -> None:
         self.killed.append((pid, number))
 
-    def apply_async(self, target: Any, *, correlation_id: str, **_: Any) -> object:
+    def apply_async(self, target: Any, *, args: tuple[Any, ...], correlation_id: str, **_: Any) -> object:
         self.applied.append(correlation_id)
+        self.sent.append(args)
         return self
 
 
@@ -93,7 +98,9 @@ class Scene:
 
     ids = itertools.count()
 
-    def __init__(self, *, number: int = 1, headers: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, *, number: int = 1, headers: dict[str, Any] | None = None, slots_are_here: bool = False
+    ) -> None:
         self.leases = FakeLeases(number)
         self.book = LeaseBook(lambda: self.leases)  # type: ignore[arg-type,return-value]
         self.pardoned: list[Delivery] = []
@@ -108,6 +115,7 @@ class Scene:
             forwarder_book=self.book,
             forwarder_max_deliveries=MAX_DELIVERIES,
             forwarder_store=self.backend,
+            forwarder_slots_are_here=slots_are_here,
         )
         parts: Any = None
         app.register_task(
@@ -167,6 +175,44 @@ def _no_requests_left() -> Iterator[None]:
     leaked = dict(state.requests)
     state.reset_state()
     assert not leaked, "Celery still counts the request as reserved or active"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"traceparent": "00-1", "x-own": 1, "argsrepr": "...", "timelimit": [None, None]},
+        {"headers": {"given": "1"}, "x-own": 1},
+    ],
+)
+def test_custom_headers_are_those_that_celery_would_pick_out(headers: dict[str, Any]) -> None:
+    """Celery's own way costs more than all the rest of a task's context."""
+    request = Scene(headers=headers).request
+    state.task_ready(request)
+    picked = request.request_dict
+    stock = Context({name: value for name, value in picked.items() if name != "headers"} | headers)
+    assert picked["headers"] == (stock.headers or {})
+
+
+@pytest.mark.parametrize(
+    ("slots_are_here", "sent"),
+    [
+        (True, ([["payload-text"], {}, {}], None, None)),
+        (False, ('[["payload-text"], {}, {}]', "application/json", "utf-8")),
+    ],
+)
+def test_a_slot_in_this_process_gets_the_body_as_it_was_decoded(
+    slots_are_here: bool, sent: tuple[Any, ...]
+) -> None:
+    scene = Scene(slots_are_here=slots_are_here)
+    scene.request.execute_using_pool(scene.pool)
+    state.task_ready(scene.request)
+    assert scene.pool.sent[0][3:] == sent
+
+
+def test_celerys_trace_takes_a_body_without_a_content_type_as_decoded() -> None:
+    for trace in (fast_trace_task, trace_task_ret):
+        assert "else:\n        args, kwargs, embed = body\n" in inspect.getsource(trace)
 
 
 def test_a_success_is_acked_through_the_book() -> None:
@@ -269,6 +315,20 @@ def test_what_a_stop_hands_back_during_the_pause_is_not_settled_twice() -> None:
     scene.book.hand_back([scene.delivery])
     scene.background.pop()()
     assert (scene.settled, scene.pardoned) == (["hand_back"], [])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, SECRET)], ids=["counted", "uncounted"]
+)
+def test_a_message_that_is_lost_during_the_pause_kills_nothing(error: Exception) -> None:
+    """The run is over, and its slot may run another task by now."""
+    scene = Scene()
+    scene.accept()
+    scene.fail(error)
+    scene.request.abandon(scene.pool)
+    scene.background.pop()()
+    assert scene.pool.killed == []
+    assert scene.settled == []
 
 
 def test_without_a_thread_to_wait_in_a_message_goes_back_at_once() -> None:
@@ -451,6 +511,22 @@ def test_a_revoke_is_not_acked_before_the_store_is_back() -> None:
     assert scene.settled == ["ack"]
 
 
+@pytest.mark.parametrize(("away", "settled"), [(0, ["ack"]), (1, ["hand_back"])])
+def test_without_a_thread_a_revoke_is_stored_here_or_its_message_goes_back(
+    away: int, settled: list[str]
+) -> None:
+    scene = Scene()
+
+    def no_thread(work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene.request.in_background = no_thread
+    scene.backend.away = away
+    scene.accept()
+    scene.request.terminate(scene.pool, signal="TERM")
+    assert scene.settled == settled
+
+
 def test_a_revoke_that_waits_for_the_store_ends_when_the_message_is_somebody_elses() -> None:
     scene = Scene()
     scene.backend.away = 1_000_000
@@ -486,6 +562,13 @@ def test_the_private_parts_of_celerys_request_are_as_this_one_needs_them() -> No
     )
     assert "self._terminate_on_ack is not None" in inspect.getsource(Request.on_accepted)
     assert "if self.revoked():" in inspect.getsource(create_request_cls)
+
+
+@pytest.mark.parametrize("task_id", ["\ud800", "x" * 201])
+def test_an_id_that_no_result_can_be_stored_under_is_refused_wherever_it_stands(task_id: str) -> None:
+    """Protocol 1 has it in the body; Celery hands both over alike."""
+    with pytest.raises(InvalidTaskError):
+        Scene(headers={"id": task_id})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import traceback
 from typing import Any
@@ -55,6 +56,27 @@ def test_an_object_beyond_the_bound_is_refused_unread_and_its_connection_closed(
     with pytest.raises(InvalidPayload, match="more than 5 bytes"):
         store(s3).read("s3://bucket/key", max_bytes=5)
     assert s3.stream.closed
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_worker_without_file_descriptors_is_not_the_tasks_failure(wrapped: bool) -> None:
+    """As botocore wraps it; a name that was not found is the task's failure."""
+    try:
+        try:
+            raise OSError(errno.EMFILE if wrapped else errno.ENOENT, "Too many open files")
+        except OSError as beneath:
+            raise EndpointConnectionError(endpoint_url="https://internal.example", error=beneath)  # noqa: B904 - as botocore does
+    except EndpointConnectionError as raised:
+        s3 = FakeS3(error=raised)
+    expected = (
+        (EndpointConnectionError, EndpointConnectionError)
+        if wrapped
+        else (InputUnavailable, OutputUnavailable)
+    )
+    with pytest.raises(expected[0]):
+        store(s3).read("s3://bucket/key", max_bytes=5)
+    with pytest.raises(expected[1]):
+        store(s3).write("s3://bucket/key", b"")
 
 
 def test_an_object_is_written_with_a_checksum() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 
@@ -120,3 +123,30 @@ def test_a_client_is_not_made_while_there_are_no_credentials(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "late")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "late")
     assert session.client("sts").meta.service_model.service_name == "sts"
+
+
+def _headers_of_a_put(client: Any) -> dict[str, str]:
+    """Return the headers with which a client would send an object; nothing is sent."""
+    sent: list[Any] = []
+
+    def instead(request: Any, **_: Any) -> AWSResponse:
+        sent.append(request)
+        headers: Any = {}
+        return AWSResponse(request.url, 200, headers, SimpleNamespace(stream=lambda: iter(())))
+
+    client.meta.events.register("before-send.s3.PutObject", instead)
+    client.put_object(Bucket="bucket", Key="key", Body=b"{}", ChecksumAlgorithm="CRC32")
+    return {
+        name: value.decode() if isinstance(value, bytes) else value for name, value in sent[0].headers.items()
+    }
+
+
+@pytest.mark.usefixtures("aws")
+def test_a_put_asks_for_no_leave_to_send_its_body_and_botocores_own_still_does() -> None:
+    """The handler's name is botocore's own affair: where it changes, nothing would be unregistered."""
+    ours = _headers_of_a_put(s3_client(AwsSession(), max_pool_connections=1))
+    stock = _headers_of_a_put(boto3.client("s3"))
+    assert "Expect" not in ours
+    assert stock["Expect"] == "100-continue"
+    assert ours["User-Agent"].startswith("forwarder Botocore/")
+    assert ours.keys() >= stock.keys() - {"Expect"}

@@ -67,6 +67,28 @@ def test_only_a_redelivery_owes_hooks_and_they_get_the_stored_outcome(
     assert caplog.text.count("task_already_done task_id=t1 queue=q") == 1
 
 
+@pytest.mark.parametrize(
+    ("seen", "reads"),
+    [
+        ({}, 0),
+        ({"redelivered": True}, 1),
+        ({"retries": 1}, 1),
+        ({"request_headers": {"forwarder_dead": 6}}, 1),
+    ],
+    ids=["first", "redelivered", "sent back", "dead"],
+)
+def test_where_the_first_outcome_stays_only_a_message_that_was_seen_before_is_looked_for(
+    seen: dict[str, Any], reads: int
+) -> None:
+    scene = Scene(DONE)
+    scene.backend.looks_first = False
+    scene.deliver({"args": 1}, **seen)
+    assert scene.backend.reads == reads
+    scene.backend.looks_first = True
+    scene.deliver({"args": 1}, **seen)
+    assert scene.backend.reads == reads + 1
+
+
 @pytest.mark.parametrize("stored", [None, failure("dead_lettered"), '{"status": "RETRY", "result": {}}'])
 def test_what_is_not_final_is_run(stored: str | None) -> None:
     scene = Scene(DONE)
@@ -88,6 +110,8 @@ def test_what_is_not_final_is_run(stored: str | None) -> None:
 )
 def test_a_failure_that_was_put_aside_is_not_final(code: str | None, committed: bool) -> None:
     class Held:
+        looks_first = True
+
         def find(self, task_id: str) -> Stored | None:
             return Stored(state="FAILURE", code=code)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from celery import Celery, Task, states
 from celery._state import _task_stack  # type: ignore[attr-defined]  # the stubs lack it
 from celery.app.task import Context
@@ -16,7 +17,13 @@ from celery.exceptions import Reject, Retry, TaskRevokedError
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 
-from forwarder.forwarding.errors import InternalError, InvalidPayload, ResultTooLarge, as_forwarder_error
+from forwarder.forwarding.errors import (
+    DeadLettered,
+    InternalError,
+    InvalidPayload,
+    ResultTooLarge,
+    as_forwarder_error,
+)
 from forwarder.forwarding.ports import Stored
 from forwarder.results.patience import Patience
 from forwarder.results.redis import RedisBackend
@@ -156,10 +163,30 @@ def test_pardons_add_up_beside_the_result_which_stays(backend: MemoryBackend) ->
     assert backend.find("t1") == Stored(state="SUCCESS", response=1)
 
 
+@pytest.mark.parametrize("value", ["a result", '{"status": "SUCCESS"}', "1.5"])
+def test_what_is_no_number_counts_for_nothing_and_stays(backend: MemoryBackend, value: str) -> None:
+    """A client may choose such an id for another task."""
+    backend.held["celery-task-meta-t1-pardons"] = value
+    backend.pardon("t1")
+    assert backend.pardons("t1") == 0
+    assert backend.held["celery-task-meta-t1-pardons"] == value
+
+
+def test_pardons_stand_where_results_do_and_are_not_one(backend: MemoryBackend) -> None:
+    """What may read results may read them."""
+    backend.pardon("t1")
+    assert list(backend.held) == ["celery-task-meta-t1-pardons"]
+    assert backend.find("t1-pardons") is None
+
+
 class AwayBackend(MemoryBackend):
     """Fails so many times at each operation."""
 
     fails = 0
+    error: Exception = ConnectionError("store.example.com")
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        return isinstance(exc, ConnectionError)
 
     def set(self, key: Any, value: Any) -> None:
         self._fail()
@@ -173,7 +200,7 @@ class AwayBackend(MemoryBackend):
         if self.fails:
             self.fails -= 1
             self.calls.append("failed")
-            raise ConnectionError("store.example.com")
+            raise self.error
 
 
 @pytest.fixture
@@ -212,6 +239,54 @@ def test_a_running_task_whose_store_stays_away_goes_back_to_the_queue(away: Away
             step()
         assert caught.value.args == ("result_store_unavailable", True)  # the second is: requeue
         assert caught.value.__suppress_context__
+
+
+@pytest.mark.usefixtures("in_a_task")
+def test_pardons_wait_for_a_store_that_is_away_and_for_nothing_that_may_last(
+    away: AwayBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else a task that is to fail for good would go round for as long as they can't be read."""
+    away.pardon("t1")
+    away.fails = 2
+    assert away.pardons("t1") == 1
+    away.error = redis.exceptions.NoPermissionError("store.example.com")
+    away.fails, away.calls = 5, []
+    assert away.pardons("t1") == 0
+    assert away.calls == ["failed"]
+    assert caplog.text.count("pardons_unreadable task_id=t1 error=NoPermissionError") == 1
+    assert "store.example.com" not in caplog.text
+
+
+def _refused(code: str, status: int) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")  # type: ignore[typeddict-item]  # as far as it is read
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (redis.ConnectionError(), True),
+        (redis.TimeoutError(), True),
+        (redis.exceptions.NoPermissionError(), False),
+        (UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed"), False),
+    ],
+)
+def test_redis_is_away_where_it_can_not_be_reached(error: Exception, is_away: bool) -> None:
+    backend = RedisBackend(app=Celery(set_as_current=False), url="redis://127.0.0.1:1")
+    assert backend.exception_safe_to_retry(error) is is_away
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (EndpointConnectionError(endpoint_url="x"), True),
+        (ReadTimeoutError(endpoint_url="x"), True),
+        (_refused("SlowDown", 503), True),
+        (_refused("AccessDenied", 403), False),
+        (UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed"), False),
+    ],
+)
+def test_s3_is_away_where_it_can_not_be_reached_or_says_so(error: Exception, is_away: bool) -> None:
+    assert s3_backend(S3()).exception_safe_to_retry(error) is is_away
 
 
 @pytest.mark.usefixtures("in_a_task")
@@ -257,21 +332,33 @@ class S3:
 
     def __init__(self) -> None:
         self.puts: list[dict[str, Any]] = []
+        self.gets = 0
+        self.body: bytes | None = None
+        self.answers_lost = 0
         self.missing: Exception = self.exceptions.NoSuchKey()
 
     def put_object(self, **kwargs: Any) -> None:
+        if kwargs.get("IfNoneMatch") == "*" and self.body is not None:
+            raise ClientError({"Error": {"Code": "PreconditionFailed"}}, "PutObject")
         self.puts.append(kwargs)
+        self.body = kwargs["Body"]
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise ConnectionError
 
     def get_object(self, **kwargs: Any) -> dict[str, Any]:
-        raise self.missing
+        if kwargs["Key"].endswith("t2") or self.body is None:
+            raise self.missing
+        self.gets += 1
+        return {"Body": io.BytesIO(self.body)}
 
     def delete_object(self, **kwargs: Any) -> None:
         self.puts = [put for put in self.puts if put["Key"] != kwargs["Key"]]
 
 
-def s3_backend(s3: S3) -> S3Backend:
+def s3_backend(s3: S3, **options: Any) -> S3Backend:
     app = Celery(set_as_current=False)
-    app.conf.result_backend_transport_options = {"client": lambda: s3}
+    app.conf.result_backend_transport_options = {"client": lambda: s3, **options}
     return S3Backend(url="s3://bucket/tmp/celery/", app=app)
 
 
@@ -287,6 +374,59 @@ def test_a_result_in_s3_is_one_put_with_a_checksum_where_celery_looks_for_it() -
     assert backend.get(b"celery-task-meta-t2") is None
     backend.delete("celery-task-meta-t1")
     assert s3.puts == []
+
+
+@pytest.mark.parametrize("final", [{"result": 1}, InvalidPayload("no")])
+@pytest.mark.parametrize("first", [{"result": 1}, InvalidPayload("no"), InternalError("stored by a peer")])
+def test_in_s3_the_first_outcome_stays_and_whoever_comes_later_goes_back_to_find_it(
+    first: Any, final: Any
+) -> None:
+    s3 = S3()
+    s3_backend(s3).store_result("t1", first, _state(first))
+    with pytest.raises(Reject) as caught:
+        s3_backend(s3).store_result("t1", final, _state(final))
+    assert caught.value.args == ("already_committed", True)  # the second is: requeue
+    assert len(s3.puts) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "value"),
+    [("STARTED", {"pid": 1}), ("RETRY", InvalidPayload("busy")), ("FAILURE", DeadLettered("5 times"))],
+)
+def test_in_s3_what_is_not_final_is_replaced(state: str, value: Any) -> None:
+    s3 = S3()
+    backend = s3_backend(s3)
+    backend.store_result("t1", value, state)
+    backend.store_result("t1", {"result": 1}, states.SUCCESS)
+    assert backend.find("t1") == Stored(state="SUCCESS", response={"result": 1})
+
+
+def test_in_s3_a_write_whose_answer_was_lost_finds_itself() -> None:
+    s3 = S3()
+    backend = s3_backend(s3, patience=Patience(bound_s=60.0, sleep=lambda seconds: None))
+    s3.answers_lost = 1
+    _task_stack.push(Task())
+    try:
+        backend.store_result("t1", {"result": 1}, states.SUCCESS)
+    finally:
+        _task_stack.pop()
+    assert (len(s3.puts), s3.gets) == (1, 1)
+
+
+def test_where_every_task_stores_that_it_started_it_looks_first_and_replaces_that_without_another_read() -> (
+    None
+):
+    s3 = S3()
+    assert not s3_backend(s3).looks_first
+    backend = s3_backend(s3, looks_first=True)
+    assert backend.looks_first
+    backend.store_result("t1", {"pid": 1}, "STARTED")
+    backend.store_result("t1", {"result": 1}, states.SUCCESS)
+    assert (len(s3.puts), s3.gets) == (2, 0)
+
+
+def _state(value: Any) -> str:
+    return "FAILURE" if isinstance(value, Exception) else "SUCCESS"
 
 
 def test_a_denied_look_for_a_result_names_the_permissions_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 
@@ -35,12 +36,20 @@ def configured() -> Iterator[None]:
     root, warned = logging.getLogger(), logging.getLogger("py.warnings")
     level, handlers, filters = root.level, list(root.handlers), list(warned.filters)
     levels = {name: logging.getLogger(name).level for name in QUIETED}
+    switches = logging.logThreads, logging.logMultiprocessing
     configure("INFO")
     yield
     root.setLevel(level)
     root.handlers[:], warned.filters[:] = handlers, filters
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
+    logging.logThreads, logging.logMultiprocessing = switches
+
+
+def test_a_line_does_not_ask_for_its_thread_which_under_gevent_is_made_for_it(configured: None) -> None:
+    made = record("task_done")
+    assert (made.thread, made.threadName, made.processName) == (None, None, None)
+    assert made.process == os.getpid()
 
 
 def test_what_celery_announces_for_a_later_version_is_not_logged_at_each_lost_connection(
@@ -57,8 +66,15 @@ def test_counters_and_sums_are_kept_by_label() -> None:
     metrics = ProcessMetrics()
     metrics.count("tasks", queue="a")
     metrics.count("tasks", 2, queue="a")
+    metrics.count("calls", kind="x", queue="a")
+    metrics.count("calls", queue="a", kind="x")
     metrics.observe("seconds", 1.5)
     metrics.observe("seconds", 0.5)
     assert metrics.value("tasks", queue="a") == 3
     assert metrics.value("tasks", queue="b") == 0
-    assert metrics.snapshot() == {"tasks{queue=a}": 3, "seconds_count": 2, "seconds_sum": 2.0}
+    assert metrics.snapshot() == {
+        "tasks{queue=a}": 3,
+        "calls{kind=x,queue=a}": 2,
+        "seconds_count": 2,
+        "seconds_sum": 2.0,
+    }

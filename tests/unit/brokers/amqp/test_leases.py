@@ -217,3 +217,28 @@ def test_a_renewed_lease_is_confirmed_now(copies: FakeCopies, channel: Channel) 
 def test_closing_closes_the_connection_for_copies(leases: AmqpLeases, copies: FakeCopies) -> None:
     leases.close()
     assert copies.closed
+
+
+def test_what_is_handed_back_over_a_channel_that_is_gone_is_told_and_blamed_on_who_is_why(
+    leases: AmqpLeases, channel: Channel
+) -> None:
+    delivery = take(leases, message(channel))
+    channel.life += 1
+    assert leases.hand_back([delivery]) == [delivery]
+    assert delivery.blamed
+    cut_off = take(leases, message(channel))
+    channel.is_open = False
+    assert leases.hand_back([cut_off]) == [cut_off]
+    assert not cut_off.blamed
+
+
+def test_what_a_stop_has_handed_back_is_no_trouble_to_whoever_comes_later(
+    copies: FakeCopies, channel: Channel
+) -> None:
+    leases = AmqpLeases(copies=copies, stopping=lambda: True)  # type: ignore[arg-type]
+    delivery = take(leases, message(channel))
+    assert leases.hand_back([delivery]) == []
+    assert leases.disconnected([delivery]) == [delivery]
+    assert not delivery.blamed
+    assert leases.hand_back([delivery]) == []
+    assert len(copies.made) == 1

@@ -331,3 +331,14 @@ def test_what_stays_in_kombus_index_is_passed_over_and_looked_at_again_later() -
 )
 def test_a_priority_leads_to_kombus_list(priority: Any, ending: str) -> None:
     assert list_for("q", priority) == (f"q\x06\x16{ending}" if ending else "q")
+
+
+def test_what_is_handed_back_without_a_lease_is_told_each_time_and_the_rest_once(
+    leases: RedisLeases, server: Server
+) -> None:
+    leases.meet()
+    lost, held = deliver(leases, server, f"1:p:{SHA}"), deliver(leases, server, f"2:p:{SHA}")
+    server.leases.discard(lost.tag)
+    for _ in range(2):  # the second time as after an error on the way
+        assert leases.hand_back([lost, held]) == [lost]
+    assert server.called(scripts.GIVE_BACK) == 3

@@ -126,6 +126,7 @@ def make_leases(
 ) -> SqsLeases:
     return SqsLeases(
         client=lambda: sqs,
+        poller=lambda: sqs,
         queue="q",
         queue_url=queue_url,
         visibility_timeout_s=VISIBILITY_S,

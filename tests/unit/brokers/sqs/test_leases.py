@@ -315,6 +315,16 @@ def test_a_message_without_room_for_the_reason_is_put_aside_without_it(
     assert len(sqs.queues["q-dead"]) == 1
 
 
+def test_what_is_handed_back_after_its_lease_ended_is_told_and_not_copied(
+    leases: SqsLeases, sqs: FakeSqs, clock: Clock
+) -> None:
+    [ended] = take(leases, sqs, raw_message("a"))
+    clock.now_s += 1000
+    [live] = take(leases, sqs, raw_message("b"))
+    assert leases.hand_back([ended, live]) == [ended]
+    assert len(hand_backs(sqs)) == 1
+
+
 def hand_backs(sqs: FakeSqs) -> Sequence[str]:
     return [entry["MessageBody"] for call in sqs.named("send_message_batch") for entry in call["Entries"]]
 
