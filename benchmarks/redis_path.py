@@ -197,13 +197,15 @@ def cpu_s(pid: int) -> float:
     return sum(each.user + each.system for each in times)
 
 
-def measure(bench: Bench, system: System, *, in_flight: int, tasks: int, rounds_1s: int) -> Figures:
+def measure(
+    bench: Bench, system: System, *, in_flight: int, tasks: int, rounds_1s: int, paced_s: float = PACED_S
+) -> Figures:
     """Run one worker through all phases: warm up, no inference time, paced, a second each."""
     with bench.worker(system, in_flight) as worker:
         bench.stored.wait(list(bench.send(system, 2 * in_flight)), 60.0)
         used_s, took_s = bench.backlog(system, worker, tasks)
         rate = tasks / took_s
-        sent = bench.send(system, int(PACED_S * rate / 2), rate=rate / 2)
+        sent = bench.send(system, max(2, int(paced_s * rate / 2)), rate=rate / 2)
         stored = bench.stored.wait(list(sent), 60.0)
         added_ms = [1000 * (at - since) for at, since in zip(stored, sent.values(), strict=True)]
         percentiles = statistics.quantiles(added_ms, n=100)
