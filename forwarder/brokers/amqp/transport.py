@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from amqp.exceptions import NotFound
@@ -18,8 +20,9 @@ from forwarder.brokers.stopping import StopsAtOnce
 CONSUMER_TIMEOUT = "x-consumer-timeout"
 COMPARED_FROM = (4, 3)
 
-#: Seconds that an answer of a silent broker is waited for.
+#: Seconds that an answer of a silent broker is waited for, and of one that sends heartbeats, but no answer.
 ANSWER_TIMEOUT_S = 5.0
+ANSWER_TOTAL_S = 20.0
 
 #: The delivery mode of what is not meant to survive the broker: events, heartbeats
 #: and the replies to remote control.
@@ -91,6 +94,11 @@ class Channel(pyamqp.Channel):
     _confirm_selected: bool
     _basic_publish: Callable[..., Any]
 
+    def wait(self, *args: Any, **options: Any) -> Any:
+        """Wait for an answer as py-amqp does, but not for ever on a connection that is alive."""
+        with self.connection.answering():
+            return super().wait(*args, **options)
+
     def open(self) -> Any:
         """Open the channel, at first and after the broker closed it. Blocks for a round trip."""
         if not self.is_open:
@@ -114,13 +122,28 @@ class Connection(pyamqp.Connection):
 
     Channel = Channel
 
+    _answer_by_s: float | None = None
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Bound whatever is waited for inside by ``ANSWER_TOTAL_S``; the outermost bound holds."""
+        before = self._answer_by_s
+        if before is None:
+            self._answer_by_s = time.monotonic() + ANSWER_TOTAL_S
+        try:
+            yield
+        finally:
+            self._answer_by_s = before
+
     def drain_events(self, timeout: float | None = None) -> Any:
         """Read until something came; raises TimeoutError after ``timeout`` seconds without a byte.
 
         None, with which py-amqp waits for every answer, is ``ANSWER_TIMEOUT_S``:
         Celery's main loop would otherwise wait for a frozen broker for good, and
-        with it the look at the heartbeat.
+        with it the look at the heartbeat. Heartbeats are bytes too.
         """
+        if self._answer_by_s is not None and time.monotonic() > self._answer_by_s:
+            raise TimeoutError("the broker sends heartbeats, but no answer")
         return super().drain_events(ANSWER_TIMEOUT_S if timeout is None else timeout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,12 @@ from kombu import Exchange, Queue
 from kombu.pidbox import Mailbox
 
 from forwarder.brokers.amqp import transport as amqp
-from forwarder.brokers.amqp.transport import ANSWER_TIMEOUT_S, CONSUMER_TIMEOUT, AdoptedQueue
+from forwarder.brokers.amqp.transport import (
+    ANSWER_TIMEOUT_S,
+    ANSWER_TOTAL_S,
+    CONSUMER_TIMEOUT,
+    AdoptedQueue,
+)
 
 #: Any: the stubs know the public names alone.
 StockChannel: Any = py_amqp.Channel
@@ -43,6 +49,7 @@ class Connection:
     """As much of py-amqp's connection as a channel and a queue use."""
 
     confirm_publish = False
+    answering = staticmethod(nullcontext)
 
     def __init__(self, version: str | None = None) -> None:
         self.channels: dict[int, Any] = {}
@@ -126,6 +133,26 @@ def test_nothing_is_waited_for_without_a_bound(
     monkeypatch.setattr(py_amqp.Connection, "blocking_read", blocking_read)
     amqp.Connection().drain_events(timeout=asked)
     assert timeouts == [waited]
+
+
+def test_an_answer_that_never_comes_is_not_waited_for_as_long_as_heartbeats_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+
+    def heartbeat(self: Any, timeout: float | None = None) -> None:
+        nonlocal now_s
+        now_s += 2.0
+
+    monkeypatch.setattr(py_amqp.Connection, "drain_events", heartbeat)
+    monkeypatch.setattr("forwarder.brokers.amqp.transport.time.monotonic", lambda: now_s)
+    connection = amqp.Connection()
+    channel: Any = amqp.Channel.__new__(amqp.Channel)
+    channel.connection, channel._pending = connection, {}
+    with pytest.raises(TimeoutError):
+        channel.wait((50, 11))
+    assert ANSWER_TOTAL_S <= now_s < ANSWER_TOTAL_S + 5
+    connection.drain_events()  # the loop's own waits have no such bound
 
 
 def test_py_amqp_waits_for_answers_in_drain_events() -> None:
