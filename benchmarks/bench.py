@@ -43,8 +43,8 @@ COLUMNS = {
     "tasks_per_s_0s": "tasks/s",
     "p50_ms": "p50 ms",
     "p99_ms": "p99 ms",
-    "cpu_ms_1s": "CPU ms/task, 1 s",
-    "ideal_1s": "of the ideal, 1 s",
+    "cpu_ms_1s": "ditto, 1 s",
+    "ideal_1s": "of ideal, 1 s",
     "rss_mib": "RSS MiB",
     "unique_mib": "unique MiB",
 }
@@ -117,7 +117,7 @@ def show(rows: Sequence[Row], *, runs: int) -> None:
     console = Console(width=max(130, Console().width))
     for in_flight in sorted({row["in_flight"] for row in rows}):
         table = Table(title=f"{in_flight} in flight, medians of {runs}", title_justify="left")
-        table.add_column("worker")
+        table.add_column("worker", no_wrap=True)
         for title in COLUMNS.values():
             table.add_column(title, justify="right")
         for row in rows:

@@ -12,6 +12,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+#: Where the longest bar is so many times the shortest, a linear scale shows that bar alone.
+LOG_FROM = 20
 OURS, OTHERS = "#1f6feb", "#9aa4b2"
 PLOTS = {
     "cpu_ms_0s": "CPU time a task, ms (one HTTP call, one stored result)",
@@ -30,7 +32,11 @@ def draw(rows: list[dict[str, Any]], in_flight: int, file: Path) -> None:
         values = [row[name] for row in rows]
         colours = [OURS if each.startswith("forwarder") else OTHERS for each in names]
         bars = panel.barh(names, values, color=colours)
-        panel.bar_label(bars, fmt="%.3g", padding=3)
+        panel.bar_label(
+            bars, [f"{each:,.0f}" if each >= 100 else f"{each:.3g}" for each in values], padding=3
+        )
+        if max(values) > LOG_FROM * min(values):
+            panel.set_xscale("log")
         panel.set_title(title, loc="left", fontsize=10)
         panel.invert_yaxis()
         panel.margins(x=0.15)
