@@ -33,6 +33,10 @@ STOP_TIMEOUT_S = 8.0
 CALM_AGAIN_S = 1.0
 
 
+#: Tasks a second that a recovered worker does at least: four slots, and 0.4 s for each at the model server.
+BACKLOG_PER_S = 5.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What became of a cell. ``reason`` says what broke, or why it could not be run (no ``verdict`` then)."""
@@ -196,9 +200,13 @@ def _play(scenario: Scenario, act: Act) -> None:
 
 
 def _wait_for_outcomes(act: Act, recovery_s: float) -> None:
-    """Block until nothing is due: at least for the aftermath, at most as long as recovery may take."""
+    """Block until nothing is due: at least for the aftermath, at most as long as recovery may take.
+
+    What waits by then needs its time as well: a fault of a minute leaves hundreds of tasks.
+    """
     healed_at = time.monotonic()
-    while time.monotonic() < healed_at + recovery_s:
+    backlog_s = len(open_ids(act.ledger.events())) / BACKLOG_PER_S
+    while time.monotonic() < healed_at + recovery_s + backlog_s:
         _look_for_dead(act)
         if not open_ids(act.ledger.events()) and time.monotonic() > healed_at + AFTERMATH_S:
             return
