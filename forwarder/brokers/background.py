@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 
 log = logging.getLogger(__name__)
@@ -82,15 +83,17 @@ def insist(
         sleep(pause_s)
 
 
-def begun_or_done(
-    work: Callable[[], None],
+def insist_in_background(
     step: Callable[[], bool],
     *,
+    gate: ForkGate,
+    pause_s: float,
+    sleep: Callable[[float], None],
     in_background: Callable[[Callable[[], None]], None] = in_background,
 ) -> bool:
-    """Begin work in the background; where no thread is to be had, return what one step of it here returns."""
+    """Insist in the background; where no thread is to be had, return what one step of it here returns."""
     try:
-        in_background(work)
+        in_background(partial(insist, step, gate=gate, pause_s=pause_s, sleep=sleep))
     except RuntimeError:
         return step()
     return True

@@ -13,7 +13,7 @@ from celery.exceptions import Reject
 from celery.worker.consumer import Consumer
 from vine import promise
 
-from forwarder.brokers.background import begun_or_done, in_background, insist
+from forwarder.brokers.background import in_background, insist_in_background
 from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 from forwarder.forwarding.ports import PARDONS_MAX
@@ -166,11 +166,13 @@ class ForwarderConsumer(Consumer):
             error.code, delivery.task_id, type(cause).__name__ if cause else None, _body_bytes(message),
         )  # fmt: skip
         # Not in Celery's loop: a result store that is frozen would stop it. Its lease is kept meanwhile.
-        step = partial(self._put_aside, delivery, error)
-        insistence = partial(
-            insist, step, gate=self._book.unforked, pause_s=REFUSAL_RETRY_S, sleep=self.sleep
-        )
-        if not begun_or_done(insistence, step, in_background=self.in_background):
+        if not insist_in_background(
+            partial(self._put_aside, delivery, error),
+            gate=self._book.unforked,
+            pause_s=REFUSAL_RETRY_S,
+            sleep=self.sleep,
+            in_background=self.in_background,
+        ):
             self._book.settle(delivery, Settlement.HAND_BACK)
 
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> bool:

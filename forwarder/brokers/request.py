@@ -19,7 +19,7 @@ from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from forwarder.brokers.background import begun_or_done, in_background, insist
+from forwarder.brokers.background import in_background, insist_in_background
 from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement, is_storable
 from forwarder.forwarding.errors import SHORTAGE, DeadLettered, ForwarderError, is_shortage
 
@@ -248,11 +248,13 @@ class ForwardRequest(Request):
             self.task, request=context, terminated=terminated, signum=signum, expired=bool(expired)
         )
         # Not in Celery's loop: a store that is frozen would stop it. Its lease is kept meanwhile.
-        step = partial(self._store_revoked, reason, context)
-        insistence = partial(
-            insist, step, gate=self._book.unforked, pause_s=REVOKED_RETRY_S, sleep=self.sleep
-        )
-        if not begun_or_done(insistence, step, in_background=self.in_background):
+        if not insist_in_background(
+            partial(self._store_revoked, reason, context),
+            gate=self._book.unforked,
+            pause_s=REVOKED_RETRY_S,
+            sleep=self.sleep,
+            in_background=self.in_background,
+        ):
             self._settle(Settlement.HAND_BACK)
 
     def _store_revoked(self, reason: str, context: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Results in Redis: one SETEX and PUBLISH in one round trip per state."""
+"""Results in Redis: one SET with its expiry and one PUBLISH in one round trip per state."""
 
 from __future__ import annotations
 
