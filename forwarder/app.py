@@ -260,7 +260,7 @@ def client_app(
     """
     if s3 is None:
         s3 = PerProcess(lambda: s3_client(AwsSession(), max_pool_connections=1))
-    app = Celery("forwarder", set_as_current=False)
+    app = Celery("forwarder", set_as_current=False, events="forwarder.brokers.events:BoundedEvents")
     app.conf.update(
         **broker_config(settings),
         **_result_config(settings, s3, store_timeout_s),
