@@ -31,7 +31,7 @@ LOG_NAME = "process.log"
 # A death signal (prctl) would not do: it is sent when the parent's *thread* ends, and only to one process.
 GUARD = 'read -r stopped || { kill -s KILL -- "-$1"; rm -rf -- "$2"; }'
 
-INHERITED = ("PATH", "LANG", "COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG")
+INHERITED = ("PATH", "LANG")
 
 
 class StartFailed(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from forwarder.testing.processes import Command, Process, clean_env, family
+from forwarder.testing.processes import LOG_NAME, Command, Process, clean_env, family
 from forwarder.testing.services import CHECKOUT
 
 READY = " ready."  # Celery's log line is "<node> ready."
@@ -83,6 +83,11 @@ class Worker:
     def children(self) -> list[int]:
         """Return the ids of its descendants (prefork's children among them)."""
         return [process.pid for process in family(self.pid)[1:]]
+
+    @property
+    def log_path(self) -> Path:
+        """Return the file that it logs into."""
+        return self._process.folder / LOG_NAME
 
     def log(self) -> str:
         """Return everything it has logged so far."""

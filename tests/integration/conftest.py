@@ -7,6 +7,7 @@ it is a failure.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -31,6 +32,29 @@ from tests.integration.scenes import RedisScene, idle, wait_until
 StartWorker = Callable[..., Worker]
 MakeProducer = Callable[..., Producer]
 S = TypeVar("S", bound=Service)
+#: Coverage puts this into the environment where it measures (its ``patch = subprocess``).
+COVERAGE = "COVERAGE_PROCESS_CONFIG"
+#: What lets coverage measure a worker as pyproject.toml says, greenlets too: it runs in another folder.
+MEASURED = {
+    "COVERAGE_PROCESS_START": str(CHECKOUT / "pyproject.toml"),
+    "COVERAGE_FILE": str(CHECKOUT / ".coverage"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests share what takes the processor 5 s and more to start (``--dist=loadgroup``).
+
+    Three for RabbitMQ, whose tests would take one process longer than all the others theirs.
+    """
+    rabbitmqs = itertools.cycle(f"rabbitmq-{number}" for number in range(3))
+    for item in items:
+        params: Any = getattr(getattr(item, "callspec", None), "params", {})
+        asked_for = {*getattr(item, "fixturenames", ()), *map(str, params.values())}
+        if "localstack" in asked_for:
+            item.add_marker(pytest.mark.xdist_group("localstack"))
+        elif asked_for & {"rabbitmq", "amqp"}:
+            item.add_marker(pytest.mark.xdist_group(next(rabbitmqs)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -126,9 +150,12 @@ def worker(
     """Start a worker on ``queue_name``: ``worker(pool=…, env=…, args=…, ddtrace=…)``.
 
     Returns at once: ``wait_ready()`` blocks until it consumes. All are stopped after the test.
+    Only a test that is marked ``measured`` starts workers that count for coverage: being measured
+    doubles the processor's time that a worker takes from its start to its end.
     """
     started: list[Worker] = []
     request.node.workers = started
+    is_measured = request.node.get_closest_marker("measured") and COVERAGE in os.environ
     with ExitStack() as stack:
 
         def start(
@@ -138,7 +165,8 @@ def worker(
             args: Sequence[str] = (),
             ddtrace: bool = False,
         ) -> Worker:
-            settings = {"FORWARDER_QUEUES": queue_name, "FORWARDER_CONCURRENCY": "2", **(env or {})}
+            settings = {"FORWARDER_QUEUES": queue_name, "FORWARDER_CONCURRENCY": "2"}
+            settings |= (MEASURED if is_measured else {}) | dict(env or {})
             started.append(Worker(pool=pool, env=settings, args=args, ddtrace=ddtrace))
             return stack.enter_context(started[-1])
 

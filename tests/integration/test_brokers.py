@@ -19,6 +19,7 @@ from tests.integration.scenes import PATIENCE_S, POOLS
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
 
+pytestmark = pytest.mark.measured  # every broker and store, a stock task's way from end to end
 Cloud = Moto | LocalStack | ExistingCloud
 TASKS = 30
 LIMITS = {"FORWARDER_CONCURRENCY": "4", "FORWARDER_RETRY_SLOT_S": "1"}

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 
 from forwarder.testing.processes import clean_env
 from forwarder.testing.rabbitmq import RabbitMQ
@@ -162,22 +163,30 @@ def test_a_worker_that_still_waits_stops_at_once(redis_scene: RedisScene, model_
     assert running.stop() == 0
 
 
+@pytest.fixture
+def store() -> Iterator[Valkey]:
+    """A result store of its own: nobody else's commands are counted."""
+    with Valkey() as made:
+        yield made
+
+
 def test_one_process_keeps_one_result_backend_and_reads_once_a_task(
-    redis_scene: RedisScene,
+    redis_scene: RedisScene, store: Valkey, producer: MakeProducer
 ) -> None:
     """Stock Celery under gevent opens a result connection per task, and reads before each write.
 
     Here a task reads once, before the call, and never before it writes.
     """
-    redis_scene.ready("gevent", CONCURRENCY="10")
-    client: Any = redis_scene.broker
+    redis_scene.ready("gevent", CONCURRENCY="10", RESULT_BACKEND=store.url)
+    sender = producer(broker_url=redis_scene.env["FORWARDER_BROKER_URL"], backend=store.url)
+    client: Any = redis.Redis.from_url(store.url)
 
     def calls(command: str) -> int:
         return int(client.info("commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
     connections = client.info("stats")["total_connections_received"]
     writes, reads = calls("set"), calls("get")
-    results = [redis_scene.send(numbers=[n]) for n in range(200)]
+    results = [sender.send({"args": {"numbers": [n]}}) for n in range(200)]
     wait_until(lambda: calls("set") >= writes + 200)
     assert calls("set") - writes == 200
     assert calls("get") - reads == 200

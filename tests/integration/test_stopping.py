@@ -76,6 +76,7 @@ def test_a_second_signal_or_sigquit_hands_back_at_once(
     assert result.state == "PENDING"
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_what_finishes_in_time_is_stored_and_acked(

@@ -9,6 +9,14 @@ import pytest
 import urllib3  # noqa: F401 - binds a socket when it is imported, to see whether there is IPv6
 
 
+def pytest_configure() -> None:
+    """Let Hypothesis take its time: how fast it is tells about the machine, not about the code."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every way out of the process fail; socket pairs, which never leave it, still work."""

@@ -61,6 +61,12 @@ class Peer:
         self.channel._wait_next = wait
         self.connection.transport.cycle.on_poll_start()
 
+    def begin(self) -> None:
+        """Take nothing: the server knows the script, whatever it was asked before, and who waits next."""
+        for _ in range(2):  # a server that does not know the script only says so
+            self.ask(wait=False)
+            assert self.channel._read_reply() == []
+
     def keep(self, seconds: float = 0.0) -> list[Delivery]:
         """Do what the keeper does, at its pace; return what was lost."""
         lost: list[Delivery] = []
@@ -87,6 +93,15 @@ class Peer:
 
 
 MakePeer = Callable[..., Peer]
+
+
+def take_over(peer: Peer) -> int:
+    """Return how many the first round gives back that gives back any; those before it wait for others."""
+    end = time.monotonic() + PATIENCE_S
+    while not (moved := peer.leases.take_over()) and time.monotonic() < end:
+        peer.leases.renew([])
+        time.sleep(VISIBILITY_S / 8)
+    return moved
 
 
 def envelope(queue: str, task_id: str, **headers: Any) -> bytes:

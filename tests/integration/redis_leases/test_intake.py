@@ -38,6 +38,7 @@ def test_a_reply_that_its_worker_never_read_is_leased_all_the_same(
 ) -> None:
     """The step is one script: what a client doesn't live to see is on the server."""
     me = peer()
+    me.begin()
     server.lpush(queue_name, envelope(queue_name, "a"))
     me.ask(wait=False)
     wait_until(lambda: own_keys(server, queue_name) == {"unacked": 1, "leases": 1, "deliveries": 1})
@@ -50,8 +51,7 @@ def test_what_arrives_while_a_worker_waits_is_never_nowhere(
 ) -> None:
     """What the server ends with between the wait and the take right behind it is in the intake list."""
     dead, living = peer(), peer()
-    dead.ask(wait=False)
-    assert dead.channel._read_reply() == []
+    dead.begin()
     server.lpush(queue_name, envelope(queue_name, "a"))
     server.lmove(queue_name, dead.leases.intake(queue_name), "RIGHT", "LEFT")  # what the wait does
     dead.vanish()
@@ -66,8 +66,7 @@ def test_what_a_worker_waits_for_is_taken_in_the_same_round_trip(
     peer: MakePeer, server: redis.Redis, queue_name: str
 ) -> None:
     me = peer()
-    me.ask(wait=False)
-    assert me.channel._read_reply() == []  # the server knows the script now
+    me.begin()
     me.ask(wait=True)
     server.lpush(queue_name, envelope(queue_name, "a"))
     while not (taken := me.channel._read_reply()):  # the wait was over before: a slow machine
@@ -141,6 +140,7 @@ def test_what_arrives_while_a_consumer_stops_is_given_back(
     peer: MakePeer, server: redis.Redis, queue_name: str, waits: bool, leave: str
 ) -> None:
     me = peer()
+    me.begin()
     if waits:
         me.ask(wait=True)
     server.lpush(queue_name, envelope(queue_name, "a"))

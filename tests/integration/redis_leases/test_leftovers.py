@@ -10,7 +10,7 @@ from kombu import Connection, Queue
 
 from forwarder.testing.producer import Producer
 from forwarder.testing.services import Valkey
-from tests.integration.redis_leases.peer import VISIBILITY_S, MakePeer
+from tests.integration.redis_leases.peer import MakePeer, take_over
 
 
 def leave_unacked(url: str, queue: str, age_s: float, number: int = 1) -> None:
@@ -37,12 +37,9 @@ def test_a_stock_workers_leftovers_come_back_by_their_own_timeout_and_only_ours(
         server = redis.Redis.from_url(own.url)
         items = server.lrange(f"{queue_name}\x06\x166", 0, -1)
         leave_unacked(own.url, queue_name, age_s=31)
-        leave_unacked(own.url, queue_name, age_s=20)
+        leave_unacked(own.url, queue_name, age_s=0)
         leave_unacked(own.url, "others", age_s=1000, number=150)
-        me = peer(own)
-        me.leases.renew([])
-        time.sleep(VISIBILITY_S / 2 + 0.1)
-        assert me.leases.take_over() == 1
+        assert take_over(peer(own)) == 1
         assert server.lrange(f"{queue_name}\x06\x166", 0, -1) == items[1:]
         assert server.hlen("unacked") == server.zcard("unacked_index") == 151
 
@@ -58,8 +55,5 @@ def test_a_message_bound_through_an_exchange_is_found_among_a_stock_workers_left
             producer = connection.Producer(exchange=queue.exchange, routing_key="key")
             producer.publish({"payload": []}, serializer="json")
         leave_unacked(own.url, queue_name, age_s=31)
-        me = peer(own)
-        me.leases.renew([])
-        time.sleep(VISIBILITY_S / 2 + 0.1)
-        assert me.leases.take_over() == 1
+        assert take_over(peer(own)) == 1
         assert redis.Redis.from_url(own.url).llen(queue_name) == 1
