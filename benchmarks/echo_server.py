@@ -2,7 +2,8 @@
 
     python -m benchmarks.echo_server --port N
 
-``GET /stats`` has the number of requests, of those in flight and their peak; any other GET is 200.
+``GET /stats`` has the number of requests, of those in flight and their peak, and when the last came
+(``time.time``); any other GET is 200.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from typing import Any
 
 HEAD_END = b"\r\n\r\n"
@@ -22,10 +24,16 @@ class Stats:
     requests = 0
     in_flight = 0
     peak = 0
+    last_at = 0.0
 
-    def taken(self) -> dict[str, int]:
+    def taken(self) -> dict[str, float]:
         """Return the figures."""
-        figures = {"requests": self.requests, "in_flight": self.in_flight, "peak": self.peak}
+        figures = {
+            "requests": self.requests,
+            "in_flight": self.in_flight,
+            "peak": self.peak,
+            "last_at": self.last_at,
+        }
         self.peak = self.in_flight
         return figures
 
@@ -58,6 +66,7 @@ class Echo(asyncio.Protocol):
             return
         self._received = b""
         self._stats.requests += 1
+        self._stats.last_at = time.time()
         self._stats.in_flight += 1
         self._stats.peak = max(self._stats.peak, self._stats.in_flight)
         sleep_s = json.loads(body)["sleep_s"]

@@ -9,27 +9,33 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import redis
 
+from benchmarks.steady import steady_share
+from benchmarks.stored import Stored
 from benchmarks.systems import System
 from forwarder.demo.measure import MIB, memory
 from forwarder.testing.processes import Command, Process, clean_env, family
 from forwarder.testing.services import CHECKOUT, Service, Valkey
 
 #: Seconds of paced load for the latencies.
-PACED_S = 5.0
+PACED_S = 4.0
 #: Of the model server, in the phase that fills the worker.
 HELD_S = 1.0
+#: Tasks before the first figure: what is loaded and connected once is not part of it.
+WARM_UP_TASKS = 200
 #: Seconds for a worker's last acks after its last result.
 SETTLING_S = 0.3
+#: A worker that is slower than this in the phase of a second is not waited for: its share is known by then.
+CUT_SHARE, CUT_S = 0.75, 3.0
+#: Of the latencies.
+PERCENTILES = 100
 
 
 class EchoServer(Service):
@@ -54,12 +60,12 @@ class EchoServer(Service):
         """Return where it is."""
         return f"http://127.0.0.1:{self.port}"
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, float]:
         """Return its figures; the peak begins anew."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
             connection.request("GET", "/stats")
-            figures: dict[str, int] = json.load(connection.getresponse())
+            figures: dict[str, float] = json.load(connection.getresponse())
             return figures
 
 
@@ -67,54 +73,31 @@ class EchoServer(Service):
 class Figures:
     """Of one worker. ``*_0s`` and ``*_1s``: with a model server that takes no time, or a second.
 
-    ``ideal_1s`` is the share of the tasks a second that so many slots could do.
-    Latencies are from sending a task to its stored result, at half of ``tasks_per_s_0s``.
+    ``ideal_1s`` is the share of the tasks a second that so many slots could do
+    (:func:`benchmarks.steady.steady_share`). Latencies run from when the message is in the
+    queue to when its result is stored, with a model server that takes no time: all of it is
+    added. They are taken at ``paced_per_s``, which is half of ``tasks_per_s_0s`` unless the
+    sender could not keep up. None is what was not measured.
     """
 
     cpu_ms_0s: float
     tasks_per_s_0s: float
-    p50_ms: float
-    p99_ms: float
-    cpu_ms_1s: float
-    ideal_1s: float
-    rss_mib: float
-    unique_mib: float
-    processes: int
+    paced_per_s: float | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    cpu_ms_1s: float | None = None
+    ideal_1s: float | None = None
+    rss_mib: float | None = None
+    unique_mib: float | None = None
 
 
-class Stored:
-    """When each result came: Redis tells of every key that is written."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A backlog: the worker's CPU seconds, when it was let go, and when each result was stored."""
 
-    def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url, socket_timeout=None)  # it waits for events
-        self._client.config_set("notify-keyspace-events", "E$l")
-        self._events: Any = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        self._at: dict[str, float] = {}
-        database = url.rsplit("/", 1)[1]
-        self._events.psubscribe(f"__keyevent@{database}__:set", f"__keyevent@{database}__:lpush")
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError, redis.RedisError):  # the server has ended
-            while True:
-                event = self._events.get_message(timeout=None)
-                if event is not None:
-                    self._at.setdefault(event["data"].decode(), time.time())
-
-    def wait(self, keys: Sequence[str], timeout_s: float) -> list[float]:
-        """Return when each of these results was stored. Raises TimeoutError."""
-        deadline = time.monotonic() + timeout_s
-        missing = set(keys)
-        while missing:
-            missing.difference_update(tuple(self._at))
-            if missing and time.monotonic() > deadline:
-                raise TimeoutError(f"{len(missing)} of {len(keys)} results did not come")
-            time.sleep(0.02)
-        return [self._at[key] for key in keys]
-
-    def forget(self) -> None:
-        """Drop what came so far."""
-        self._at.clear()
+    cpu_s: float
+    started: float
+    times: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +142,7 @@ class Bench:
     def send(
         self, system: System, tasks: int, *, sleep_s: float = 0.0, rate: float = 0.0
     ) -> dict[str, float]:
-        """Send tasks; return when each was sent, by the key of its result."""
+        """Send tasks; return when each was in the queue, by the key of its result."""
         argv = [str(system.bin / "python"), "-m", f"benchmarks.rivals.{system.sender}", "send"]
         env = clean_env(Path("/nonexistent")) | self.where
         done = subprocess.run(
@@ -172,16 +155,19 @@ class Bench:
         return dict(json.loads(done.stdout))
 
     def backlog(
-        self, system: System, worker: Process, tasks: int, *, sleep_s: float = 0.0
-    ) -> tuple[float, float]:
-        """Let the worker do tasks that all wait already; return its CPU seconds and the seconds it took."""
+        self, system: System, worker: Process, tasks: int, *, sleep_s: float = 0.0, cut_s: float | None = None
+    ) -> Done:
+        """Let the worker do tasks that all wait already. Raises TimeoutError, unless ``cut_s`` ends it."""
         self.signal(worker, signal.SIGSTOP)  # the sender's speed is not part of the figures
         keys = list(self.send(system, tasks, sleep_s=sleep_s))
         before_s, started = cpu_s(worker.pid), time.time()
         self.signal(worker, signal.SIGCONT)
-        ended = max(self.stored.wait(keys, 60.0 + tasks * 0.1))
-        time.sleep(SETTLING_S)
-        return cpu_s(worker.pid) - before_s, ended - started
+        if cut_s is None:
+            times = self.stored.wait(keys, 60.0 + tasks * 0.1)
+            time.sleep(SETTLING_S)
+        else:
+            times = self.stored.those(keys, cut_s)
+        return Done(cpu_s=cpu_s(worker.pid) - before_s, started=started, times=times)
 
     @staticmethod
     def signal(worker: Process, number: int) -> None:
@@ -198,29 +184,47 @@ def cpu_s(pid: int) -> float:
 
 
 def measure(
-    bench: Bench, system: System, *, in_flight: int, tasks: int, rounds_1s: int, paced_s: float = PACED_S
+    bench: Bench, system: System, *, in_flight: int, tasks: int, rounds_1s: int, paced_s: float
 ) -> Figures:
     """Run one worker through all phases: warm up, no inference time, paced, a second each."""
     with bench.worker(system, in_flight) as worker:
-        bench.stored.wait(list(bench.send(system, 2 * in_flight)), 60.0)
-        used_s, took_s = bench.backlog(system, worker, tasks)
-        rate = tasks / took_s
-        sent = bench.send(system, max(2, int(paced_s * rate / 2)), rate=rate / 2)
-        stored = bench.stored.wait(list(sent), 60.0)
-        added_ms = [1000 * (at - since) for at, since in zip(stored, sent.values(), strict=True)]
-        percentiles = statistics.quantiles(added_ms, n=100)
-        held = rounds_1s * in_flight
-        used_1s_s, took_1s_s = bench.backlog(system, worker, held, sleep_s=HELD_S) if held else (0.0, 1.0)
-        full = memory(worker.pid)
-        bench.stored.forget()
+        try:
+            bench.stored.wait(list(bench.send(system, WARM_UP_TASKS)), 60.0)
+            done = bench.backlog(system, worker, tasks)
+            rate = tasks / (max(done.times) - done.started)
+            added = paced(bench, system, rate=rate / 2, seconds=paced_s) if paced_s else {}
+            second = a_second_each(bench, system, worker, in_flight, rounds_1s) if rounds_1s else {}
+            held = memory(worker.pid)
+        finally:
+            bench.stored.forget()
     return Figures(
-        cpu_ms_0s=1000 * used_s / tasks,
+        cpu_ms_0s=1000 * done.cpu_s / tasks,
         tasks_per_s_0s=rate,
-        p50_ms=percentiles[49],
-        p99_ms=percentiles[98],
-        cpu_ms_1s=1000 * used_1s_s / max(1, held),
-        ideal_1s=rounds_1s * HELD_S / took_1s_s,
-        rss_mib=full.rss_bytes / MIB,
-        unique_mib=full.unique_bytes / MIB,
-        processes=full.processes,
+        rss_mib=held.rss_bytes / MIB,
+        unique_mib=held.unique_bytes / MIB,
+        **added,
+        **second,
     )
+
+
+def paced(bench: Bench, system: System, *, rate: float, seconds: float) -> dict[str, float]:
+    """Send at so many tasks a second; return the added latencies and the rate that there was."""
+    sent = bench.send(system, max(2, int(rate * seconds)), rate=rate)
+    stored = bench.stored.wait(list(sent), 60.0)
+    # A worker may be done before the sender is told that Redis has the message.
+    added_ms = [max(0.0, 1000 * (at - since)) for at, since in zip(stored, sent.values(), strict=True)]
+    percentiles = statistics.quantiles(added_ms, n=PERCENTILES)
+    first, *_, last = sent.values()
+    per_s = (len(sent) - 1) / (last - first)
+    return {"paced_per_s": per_s, "p50_ms": percentiles[49], "p99_ms": percentiles[98]}
+
+
+def a_second_each(
+    bench: Bench, system: System, worker: Process, in_flight: int, rounds: int
+) -> dict[str, float | None]:
+    """Fill every slot for rounds of a second; return the CPU time a task and the share of the ideal."""
+    held = rounds * in_flight
+    cut_s = rounds * HELD_S / CUT_SHARE + CUT_S
+    done = bench.backlog(system, worker, held, sleep_s=HELD_S, cut_s=cut_s)
+    share = steady_share(done.times, tasks=held, slots=in_flight, held_s=HELD_S)
+    return {"cpu_ms_1s": 1000 * done.cpu_s / max(1, len(done.times)), "ideal_1s": share}

@@ -1,19 +1,20 @@
 """From exec to consuming, beside a bare Celery worker with the same imports; and a worker with nothing to do.
 
-    .venv/bin/python -m benchmarks.start [--runs 5] [--imports] [--idle 30] [--concurrency 4]
+    scripts/bench start [--runs 5] [--idle 30] [--concurrency 4] [--file FILE]
 
-Starts its own services on loopback. The two workers take turns, and the medians are shown:
-CPU seconds compare, wall seconds suffer from whatever else the machine does. ``--imports``
-lists what the forwarder's imports cost, by themselves; ``--idle`` lets a worker of each
-pool wait on each broker for so many seconds, and prints the share of a core that it took.
+Starts its own services on loopback. First a worker starts under ``python -X importtime``: the
+heaviest of its imports are printed, and all go to the file. Then the two workers take turns, and
+the medians are shown: CPU seconds compare, wall seconds suffer from whatever else the machine does.
+``--idle`` lets a worker of each pool wait on each broker for so many seconds, and prints the share
+of a core that it took.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ SAME_IMPORTS = (
     "forwarder.green_pool",
 )  # fmt: skip
 #: Of the import list, and seconds for what starts up to be over before a worker counts as idle.
-IMPORTS_SHOWN, SETTLING_S = 25, 3.0
+IMPORTS_SHOWN, SETTLING_S = 10, 3.0
+#: What ``-X importtime`` writes: its own microseconds, those with what it imports, the module.
+IMPORTED = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \|( *)([\w.]+)")
 
 Env = dict[str, str]
 
@@ -95,18 +98,23 @@ def show_idle(brokers: dict[str, Env], *, seconds: float) -> None:
                 print(f"idle {broker:8} {pool:8} {share:.2%} of a core{held}", flush=True)
 
 
-def show_imports() -> None:
-    """Print the modules that take longest to load, without what they import."""
-    load = "import " + ", ".join(SAME_IMPORTS)
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", load],
-        cwd=CHECKOUT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    lines = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines()[1:]]
-    taken = sorted(((int(own), name.strip()) for own, _, name in lines), reverse=True)
-    print(f"{len(taken)} modules, {sum(own for own, _ in taken) / 1000:.0f} ms; in ms, each by itself:")
-    for own, name in taken[:IMPORTS_SHOWN]:
-        print(f"{own / 1000:8.1f}  {name}")
+def show_imports(env: Env, file: Path) -> None:
+    """Start a worker that notes its imports; write them all, and print the heaviest."""
+    argv = [sys.executable, "-X", "importtime", "-m", "forwarder"]
+    with Process(name="imports", stop_timeout_s=20.0) as process:
+        process.start(Command(argv=argv, env=clean_env(process.folder) | {"PYTHONPATH": str(CHECKOUT)} | env))
+        process.wait_until(lambda: READY in process.log(), timeout_s=90.0)
+        lines = [match for line in process.log().splitlines() if (match := IMPORTED.search(line))]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(line[0] for line in lines) + "\n")
+    own_ms = sum(int(line[1]) for line in lines) / 1000
+    print(
+        f"imports until consuming: {len(lines)} modules, {own_ms:.0f} ms under -X importtime; all in {file}"
+    )
+    for group, title in ((1, "by itself"), (2, "with what it imports")):
+        print(f"ms {title}:")
+        for line in sorted(lines, key=lambda each: -int(each[group]))[:IMPORTS_SHOWN]:
+            print(f"{int(line[group]) / 1000:8.1f}  {line[4]}", flush=True)
 
 
 @contextmanager
@@ -129,20 +137,21 @@ def services(*, all_brokers: bool) -> Iterator[dict[str, Env]]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/bench start", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--runs", type=int, default=5, help="starts of each worker; 0 skips them (default: 5)"
     )
-    parser.add_argument("--imports", action="store_true", help="list what the imports cost")
+    parser.add_argument(
+        "--file", type=Path, default=CHECKOUT / "benchmarks/results/imports.txt", help="of all imports"
+    )
     parser.add_argument("--idle", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--concurrency", type=int, default=4)
     options = parser.parse_args()
-    if options.imports:
-        show_imports()
     with services(all_brokers=options.idle > 0) as brokers:
         for env in brokers.values():
             env["FORWARDER_CONCURRENCY"] = str(options.concurrency)
+        show_imports(brokers["redis"] | {"CELERY_WORKER_POOL": "gevent"}, options.file)
         if options.runs:
             show_starts(brokers["redis"], runs=options.runs, concurrency=options.concurrency)
         if options.idle:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ RIVALS = CHECKOUT / ".venv-bench/bin"
 OWN = Path(sys.executable).parent
 #: A prefork child for each task in flight: 256 of them would measure the machine's memory.
 PREFORK_MAX = 50
+#: Seconds for a floor.
+TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,34 @@ class System:
         return process
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """An HTTP client in a loop, without a queue: what no worker with that client can go below."""
+
+    name: str
+    client: str
+    in_flight_max: int = 1024
+
+    def figures(
+        self, where: Mapping[str, str], *, in_flight: int, cpu: int | None, load: Sequence[int]
+    ) -> str:
+        """Run it on one processor, for so many tasks and rounds of a second; return its figures as JSON."""
+        pinned = [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
+        argv = [
+            *pinned,
+            sys.executable,
+            "-m",
+            "benchmarks.floor",
+            self.client,
+            str(in_flight),
+            *map(str, load),
+        ]
+        done = subprocess.run(
+            argv, env=dict(where), cwd=CHECKOUT, check=True, capture_output=True, text=True, timeout=TIMEOUT_S
+        )
+        return done.stdout
+
+
 def _celery(name: str, pool: str, *, tuned: bool = False, in_flight_max: int = 1024) -> System:
     options = ("-P", pool, "-c", "{n}", "-l", "INFO" if not tuned else "WARNING")
     lean = ("--without-gossip", "--without-mingle", "--without-heartbeat", "-O", "fair") if tuned else ()
@@ -65,6 +96,10 @@ def _forwarder(pool: str, in_flight_max: int = 1024) -> System:
     )
 
 
+FLOORS = (
+    Floor(name="floor: our client", client="forwarder"),
+    Floor(name="floor: http.client", client="http.client"),
+)
 SYSTEMS = (
     _forwarder("gevent"),
     _forwarder("prefork", PREFORK_MAX),

@@ -58,17 +58,19 @@ class Client:
 
 
 def send(enqueue: Callable[[dict[str, Any]], str]) -> None:
-    """Send as the command line says, then print each result's key and when its task was sent.
+    """Send as the command line says, then print each result's key and when its task was in the queue.
 
     ``TASKS SLEEP_S RATE``: how many, how long the model server takes for each, and how
     many a second (0: as fast as it goes).
     """
     tasks, sleep_s, rate = int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
-    started = time.time()
+    started = 0.0
     sent = []
     for number in range(tasks):
-        if rate:
+        if rate and number:
             time.sleep(max(0.0, started + number / rate - time.time()))
-        now = time.time()
-        sent.append((enqueue(payload(number, sleep_s)), now))
+        key = enqueue(payload(number, sleep_s))
+        sent.append((key, time.time()))
+        if not number:  # it has connected: what that took would be made up for by a burst
+            started = time.time()
     json.dump(sent, sys.stdout)
