@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
-from celery import current_task, states
+from celery import states
+from celery._state import get_current_task
 from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import CeleryError, Reject
 from kombu.exceptions import EncodeError
+from kombu.utils.json import JSONEncoder
 
 from forwarder.aws_errors import describe
 from forwarder.forwarding.errors import InternalError, InvalidResponse, ResultTooLarge, as_forwarder_error
@@ -21,6 +24,9 @@ log = logging.getLogger(__name__)
 
 #: Of the key beside a task's result: who may read results may read it, and it lives as long as they do.
 PARDONS_SUFFIX = "-pardons"
+
+#: What kombu's "json" makes anew for each result.
+_ENCODER = JSONEncoder()
 
 T = TypeVar("T")
 
@@ -58,7 +64,15 @@ class SingleWriteBackend(KeyValueStoreBackend):
         there is no message, what the store's client raises. Raises Reject too where
         another delivery's outcome stays: the next one finds it.
         """
-        return super().store_result(task_id, result, state, traceback=None, request=request, **kwargs)
+        # Not by way of Celery's own, whose tries (``result_backend_always_retry``) know no bound.
+        return self._store_result(task_id, self.encode_result(result, state), state, request=request)
+
+    def encode(self, data: Any) -> str:  # type: ignore[override]  # the stubs say bytes, of a text
+        """Return the JSON text, the same as Celery's. Raises kombu's EncodeError for what JSON can't say."""
+        try:
+            return _ENCODER.encode(data)
+        except Exception as error:  # noqa: BLE001 - as kombu does
+            raise EncodeError(type(error).__name__) from None  # its text may quote the value
 
     def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
         """Return the failure as Celery stores it, with the error object under ``custom``.
@@ -124,13 +138,11 @@ class SingleWriteBackend(KeyValueStoreBackend):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:
-        meta = self._get_result_meta(  # type: ignore[attr-defined]
-            result=result, state=state, traceback=traceback, request=request
-        )
+        meta = self._get_result_meta(result, state, traceback, request)
         meta["task_id"] = task_id
         try:
-            value = cast(str, self.encode(meta))
-        except EncodeError:  # kombu's, whose text may quote the response
+            value = self.encode(meta)
+        except EncodeError:
             raise TooDeepToStore("the response is nested too deeply to be stored") from None
         if len(value) > self.value_bytes_max:  # Celery's JSON is ASCII
             raise TooLargeToStore(
@@ -144,6 +156,26 @@ class SingleWriteBackend(KeyValueStoreBackend):
             raise Reject("already_committed", requeue=True)
         return result
 
+    # Celery looks into its configuration three times for each, which costs more than all the
+    # rest of it: for the time zone, which is always UTC here, and for the extended form, which
+    # would store the payload. A test compares what both make.
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, **_: Any
+    ) -> dict[str, Any]:
+        """Return a state as Celery stores it."""
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": datetime.now(UTC).isoformat() if state in self.READY_STATES else None,
+        }
+        if group := getattr(request, "group", None):
+            meta["group_id"] = group
+        if parent_id := getattr(request, "parent_id", None):
+            meta["parent_id"] = parent_id
+        return meta
+
     def _write(self, task_id: str, value: str, state: str) -> bool:
         """Write a state; return False where another delivery's outcome was there, and stays."""
         key = self.get_key_for_task(task_id)
@@ -152,7 +184,7 @@ class SingleWriteBackend(KeyValueStoreBackend):
 
     def _insist(self, step: Callable[[], T], task_id: str, *, has_message: bool) -> T:
         """Do one operation of the store: in a running task until it works or the bound has passed."""
-        running = bool(current_task)
+        running = get_current_task() is not None
         try:
             return self._patience.insist(step, task_id=task_id) if running else step()
         except Exception:

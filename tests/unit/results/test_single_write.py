@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from celery import Celery, Task, states
 from celery._state import _task_stack  # type: ignore[attr-defined]  # the stubs lack it
 from celery.app.task import Context
+from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import Reject, Retry, TaskRevokedError
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
@@ -64,6 +66,37 @@ def test_a_result_is_one_write_and_no_read(backend: MemoryBackend) -> None:
     meta = backend.meta("t1")
     assert (meta["status"], meta["result"], meta["task_id"]) == ("SUCCESS", {"result": 1}, "t1")
     assert meta["date_done"]
+
+
+@pytest.mark.parametrize(
+    "state", [states.SUCCESS, states.FAILURE, states.STARTED, states.RETRY, states.REVOKED]
+)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None,
+        Context(id="t"),
+        Context(id="t", group="g", parent_id="p"),
+        Context(id="t", args=[1], root_id="r"),
+    ],
+)
+def test_what_is_stored_is_to_the_byte_what_celery_makes_of_it(
+    backend: MemoryBackend, state: str, request_: Context | None
+) -> None:
+    values = (state, None, request_)
+    result = {
+        "result": ["\u00e4\u2028\ud83d\ude00", 1.5, float("nan"), None, True],
+        "at": datetime(2026, 1, 2, tzinfo=UTC),
+    }
+    ours = backend._get_result_meta(result, *values)
+    theirs: Any = KeyValueStoreBackend._get_result_meta(backend, result, *values)  # type: ignore[attr-defined]
+    moments = [meta.pop("date_done") for meta in (ours, theirs)]
+    assert [moment and datetime.fromisoformat(moment).tzinfo for moment in moments] == [
+        UTC if state in states.READY_STATES else None
+    ] * 2
+    assert list(ours) == list(theirs)  # the order too
+    stock: Any = KeyValueStoreBackend.encode(backend, theirs)
+    assert backend.encode(ours) == stock
 
 
 def test_a_failure_carries_the_error_object_and_no_traceback(backend: MemoryBackend) -> None:
