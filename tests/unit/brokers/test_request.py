@@ -17,6 +17,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery import Celery
 from celery.app.task import Context
 from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.events.dispatcher import EventDispatcher
 from celery.exceptions import Ignore, InvalidTaskError, Reject, TaskRevokedError
 from celery.worker import state
 from celery.worker.request import Request, create_request_cls  # type: ignore[attr-defined]  # the stubs lack it
@@ -141,7 +142,7 @@ class Scene:
             properties={},
         )
         message.delivery = self.delivery = self.book.open(message)
-        eventer = SimpleNamespace(enabled=True, send=lambda kind, **_: self.events.append(kind))
+        eventer = SimpleNamespace(enabled=True, groups=set(), send=lambda kind, **_: self.events.append(kind))
         kind = create_request_cls(ForwardRequest, self.task, self.pool, "here", eventer, app=app)
         request = kind(message, app=app, hostname="here", eventer=eventer, task=self.task)
         request.in_background = self.background.append
@@ -208,6 +209,18 @@ def test_a_slot_in_this_process_gets_the_body_as_it_was_decoded(
     scene.request.execute_using_pool(scene.pool)
     state.task_ready(scene.request)
     assert scene.pool.sent[0][3:] == sent
+
+
+def test_events_of_tasks_are_made_where_they_are_sent_and_as_soon_as_they_are() -> None:
+    scene = Scene()
+    groups = scene.request.eventer.groups = {"worker"}
+    scene.request.send_event("task-started")
+    assert scene.events == []
+    groups.add("task")  # as remote control's "enable_events" does
+    scene.request.send_event("task-started")
+    assert scene.events == ["task-started"]
+    assert "groups and group not in groups" in inspect.getsource(EventDispatcher.send)
+    state.task_ready(scene.request)
 
 
 def test_celerys_trace_takes_a_body_without_a_content_type_as_decoded() -> None:
