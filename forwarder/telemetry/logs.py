@@ -22,6 +22,17 @@ QUIETED = (
 class OneLine(logging.Formatter):
     """A formatter for which a message is one line, whatever a sender put into a task's id."""
 
+    #: The second that was written last, and how: at hundreds of lines a second it is seldom another.
+    _second: tuple[int | None, str] = (None, "")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's own
+        """Return the record's second as text; the format adds the milliseconds."""
+        second, text = self._second
+        if second != int(record.created):
+            text = super().formatTime(record, datefmt)
+            self._second = (int(record.created), text)
+        return text
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         """Return the line with its control characters escaped; a traceback still follows below."""
         text = super().formatMessage(record)
@@ -41,10 +52,12 @@ def configure(level: str) -> None:
     """Set the root logger up. Called once a process, before Celery starts.
 
     Records are made without their thread, under gevent a new one for each greenlet
-    that logs, and without multiprocessing's name for the process: no format of ours
-    shows them. https://docs.python.org/3/howto/logging.html#optimization
+    that logs, without multiprocessing's name for the process and without the line that
+    logs: no format of ours shows them.
+    https://docs.python.org/3/howto/logging.html#optimization
     """
     logging.logThreads = logging.logMultiprocessing = False
+    logging._srcfile = None  # the page's own words
     logging.config.dictConfig(
         {
             "version": 1,

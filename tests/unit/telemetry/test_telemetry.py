@@ -30,13 +30,21 @@ def test_an_ordinary_message_stays_as_it_is() -> None:
     assert OneLine("%(levelname)s %(message)s").format(record("größe=5")) == "INFO größe=5"
 
 
+def test_a_line_has_its_own_second() -> None:
+    formatter, line = OneLine("%(asctime)s", "%H:%M:%S"), record("task_done")
+    stock = logging.Formatter("%(asctime)s", "%H:%M:%S")
+    for second in (1.0, 1.9, 2.0, 1.5):
+        line.created = second
+        assert formatter.format(line) == stock.format(line)
+
+
 @pytest.fixture
 def configured() -> Iterator[None]:
     """The worker's log, and afterwards the one that was there before."""
     root, warned = logging.getLogger(), logging.getLogger("py.warnings")
     level, handlers, filters = root.level, list(root.handlers), list(warned.filters)
     levels = {name: logging.getLogger(name).level for name in QUIETED}
-    switches = logging.logThreads, logging.logMultiprocessing
+    switches, source = (logging.logThreads, logging.logMultiprocessing), logging._srcfile
     configure("INFO")
     yield
     root.setLevel(level)
@@ -44,12 +52,20 @@ def configured() -> Iterator[None]:
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
     logging.logThreads, logging.logMultiprocessing = switches
+    logging._srcfile = source
 
 
 def test_a_line_does_not_ask_for_its_thread_which_under_gevent_is_made_for_it(configured: None) -> None:
     made = record("task_done")
     assert (made.thread, made.threadName, made.processName) == (None, None, None)
     assert made.process == os.getpid()
+
+
+def test_a_line_does_not_look_for_where_it_was_logged(
+    configured: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("x").warning("task_done")
+    assert caplog.records[-1].funcName == "(unknown function)"
 
 
 def test_what_celery_announces_for_a_later_version_is_not_logged_at_each_lost_connection(
