@@ -9,13 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 #: Requests of one round trip: its replies stay small, and nobody waits long for another's.
 BATCH_MAX = 100
+#: Seconds after which a connection may have ended unnoticed, and the pool looks before it is used again.
+FRESH_S = 1.0
 
 Command = tuple[Any, ...]
+_MULTI, _EXEC = pack_command(("MULTI",)), pack_command(("EXEC",))
 
 
 class RedisBatches:
@@ -29,8 +34,8 @@ class RedisBatches:
     request; its socket timeouts bound a round trip.
     """
 
-    def __init__(self, *, client: Callable[[], Any]) -> None:
-        self._client = client
+    def __init__(self, *, client: Callable[[], Any], monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._line = _Line(client=client, monotonic=monotonic)
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._started = False
@@ -62,7 +67,7 @@ class RedisBatches:
             batch += self._waiting(BATCH_MAX - 1)
             batch = [request for request in batch if not request.dropped]
             try:
-                replies = self._send(batch)
+                replies = self._line.ask(batch) if batch else []
             except BaseException as error:  # noqa: BLE001 - the callers', whatever it is
                 if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
                     # Who came during it would wait for a timeout of its own, and the next for both.
@@ -71,8 +76,8 @@ class RedisBatches:
                     request.fail(error)
             else:
                 for request in batch:
-                    request.answer(replies[: len(request.commands)])
-                    del replies[: len(request.commands)]
+                    request.answer(replies[: request.replies])
+                    del replies[: request.replies]
 
     def _waiting(self, most: int) -> list[_Request]:
         found: list[_Request] = []
@@ -80,26 +85,66 @@ class RedisBatches:
             found.append(self._requests.get())
         return found
 
-    def _send(self, batch: Sequence[_Request]) -> list[Any]:
-        if not batch:
-            return []
-        with self._client().pipeline(transaction=False) as pipeline:
-            for request in batch:
-                for command in request.commands:
-                    pipeline.execute_command(*command)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-            return replies
+
+class _Line:
+    """A connection of the client's pool, kept: a pipeline of redis-py's costs more than what goes through it.
+
+    Each lends a connection anew, which is looked at, and has each reply looked at by name.
+    """
+
+    def __init__(self, *, client: Callable[[], Any], monotonic: Callable[[], float]) -> None:
+        self._client = client
+        self._monotonic = monotonic
+        self._pool: Any = None
+        self._connection: Any = None
+        self._used_s = 0.0
+
+    def ask(self, requests: Sequence[_Request]) -> list[Any]:
+        """Return the replies to all commands, errors among them. Raises why there is none."""
+        if self._connection is None or self._monotonic() - self._used_s > FRESH_S:
+            self._renew()
+        try:
+            self._connection.send_packed_command([b"".join([request.packed for request in requests])])
+            replies = [self._reply() for request in requests for _ in range(request.replies)]
+        except BaseException:
+            self._give_back()
+            raise
+        if any(isinstance(reply, ReadOnlyError) for reply in replies):
+            self._give_back()  # a failover: it leads to who was the primary
+        self._used_s = self._monotonic()
+        return replies
+
+    def _reply(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+    def _renew(self) -> None:
+        if self._connection is not None:
+            self._pool.release(self._connection)
+            self._connection = None
+        self._pool = self._client().connection_pool
+        self._connection = self._pool.get_connection()
+
+    def _give_back(self) -> None:
+        self._connection.disconnect()
+        self._pool.release(self._connection)
+        self._connection = None
 
 
 class _Request:
     """Commands, and what became of them."""
 
-    __slots__ = ("_answered", "_error", "_replies", "commands", "dropped")
+    __slots__ = ("_answered", "_error", "_replies", "dropped", "packed", "replies")
 
     def __init__(self, commands: Sequence[Command]) -> None:
         # In the caller: what can't be encoded is its error, and no other's.
-        encoded = [tuple(map(_encoded, command)) for command in commands]
-        self.commands = encoded if len(encoded) == 1 else [(b"MULTI",), *encoded, (b"EXEC",)]
+        packed = b"".join(map(pack_command, commands))
+        one = len(commands) == 1
+        self.packed = packed if one else _MULTI + packed + _EXEC
+        #: How many replies there will be.
+        self.replies = 1 if one else len(commands) + 2
         #: Its caller was killed: somebody else may have written what this would write over.
         self.dropped = False
         self._answered = threading.Lock()  # the cheapest thing that can be waited for
@@ -138,7 +183,3 @@ def _raise_first(replies: Sequence[Any]) -> None:
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-
-
-def _encoded(word: Any) -> Any:
-    return word.encode() if isinstance(word, str) else word

@@ -3,59 +3,75 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import hiredis
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from forwarder.redis_batches import BATCH_MAX, RedisBatches
+from forwarder.redis_batches import BATCH_MAX, FRESH_S, RedisBatches
 
 
 class FakeRedis:
-    """Echoes every command; ``go`` lets a round trip end, ``sent`` has the commands of each."""
+    """A client, its pool and its connection: echoes every command.
+
+    ``go`` lets a round trip end, ``sent`` has the commands of each, ``calls`` what was asked of the pool.
+    """
 
     def __init__(self) -> None:
-        self.sent: list[list[tuple[Any, ...]]] = []
+        self.sent: list[list[tuple[bytes, ...]]] = []
+        self.calls: list[str] = []
         self.go = threading.Semaphore(0)
         self.error: Exception | None = None
-        self._commands: list[tuple[Any, ...]] = []
+        self._replies: deque[Any] = deque()
 
-    def pipeline(self, *, transaction: bool) -> FakeRedis:
-        assert not transaction
+    @property
+    def connection_pool(self) -> FakeRedis:
         return self
 
-    def __enter__(self) -> FakeRedis:
-        self._commands = []
+    def get_connection(self) -> FakeRedis:
+        self.calls.append("get")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def release(self, connection: FakeRedis) -> None:
+        self.calls.append("release")
 
-    def execute_command(self, *command: Any) -> None:
-        self._commands.append(command)
+    def disconnect(self) -> None:
+        self.calls.append("disconnect")
 
-    def execute(self, *, raise_on_error: bool) -> list[Any]:
-        assert not raise_on_error
-        self.sent.append(self._commands)
+    def send_packed_command(self, packed: Sequence[bytes]) -> None:
+        reader = hiredis.Reader()
+        for piece in packed:
+            reader.feed(piece)
+        commands = [tuple(each) for each in iter(reader.gets, False)]
+        self.sent.append(commands)
         assert self.go.acquire(timeout=10)
         if self.error is not None:
             raise self.error
         done: list[Any] = []
-        for command in self._commands:
-            refused = command == (b"BAD",)
-            done.append(ResponseError("no") if refused else command)
+        for command in commands:
+            done.append(REFUSALS.get(command, command))
             if command == (b"EXEC",):
-                begun = len(done) - 1 - [self._name(each) for each in done[::-1]].index(b"MULTI")
+                begun = len(done) - 1 - done[::-1].index((b"MULTI",))
                 done[-1] = done[begun + 1 : -1]
-        return done
+        self._replies = deque(done)
 
-    @staticmethod
-    def _name(reply: Any) -> Any:
-        return reply[0] if isinstance(reply, tuple) else None
+    def read_response(self) -> Any:
+        reply = self._replies.popleft()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+REFUSALS: dict[tuple[bytes, ...], Exception] = {
+    (b"BAD",): ResponseError("no"),
+    (b"WRITE",): ReadOnlyError("a replica"),
+}
 
 
 @pytest.fixture
@@ -101,7 +117,7 @@ def test_what_comes_during_a_round_trip_goes_with_the_next_and_nobody_gets_anoth
     server.go.release(2)
     assert first.result(10) == [(b"GET", b"first")]
     assert [each.result(10) for each in rest] == [
-        [(b"GET", number), (b"ACK", number)] for number in range(20)
+        [(b"GET", b"%d" % number), (b"ACK", b"%d" % number)] for number in range(20)
     ]
     assert [len(commands) for commands in server.sent] == [1, 20 * 4]  # each a MULTI and EXEC of its own
 
@@ -171,7 +187,7 @@ def test_a_refused_command_is_its_callers_error_alone(server: FakeRedis, callers
     bad, good = callers.submit(batches.run, ("BAD",)), callers.submit(batches.run, ("GET", 1))
     until(lambda: waiting(batches) == 2)
     server.go.release(2)
-    assert good.result(10) == [(b"GET", 1)]
+    assert good.result(10) == [(b"GET", b"1")]
     with pytest.raises(ResponseError):
         bad.result(10)
 
@@ -189,3 +205,26 @@ def test_a_lost_connection_is_the_error_of_all_that_were_sent_and_the_next_go_on
     server.error = None
     server.go.release()
     assert batches.run(("GET", "later")) == [(b"GET", b"later")]
+
+
+def test_a_connection_is_kept_and_looked_at_when_it_was_long_unused(server: FakeRedis) -> None:
+    now = [0.0]
+    batches = RedisBatches(client=lambda: server, monotonic=lambda: now[0])
+    server.go.release(3)
+    for step_s in (0.0, FRESH_S, FRESH_S + 0.1):
+        now[0] += step_s
+        batches.run(("GET", "a"))
+    assert server.calls == ["get", "release", "get"]
+
+
+def test_a_connection_that_failed_or_leads_to_a_replica_is_not_used_again(server: FakeRedis) -> None:
+    batches = RedisBatches(client=lambda: server)
+    server.go.release(3)
+    with pytest.raises(ReadOnlyError):
+        batches.run(("WRITE",))
+    server.error = RedisTimeoutError("silent")
+    with pytest.raises(RedisTimeoutError):
+        batches.run(("GET", "a"))
+    server.error = None
+    batches.run(("GET", "a"))
+    assert server.calls == ["get", "disconnect", "release"] * 2 + ["get"]
