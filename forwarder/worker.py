@@ -92,7 +92,8 @@ def _consume(settings: Settings) -> int:
     keeper = LeaseKeeper(
         book=composition.book, interval_s=round_s(settings.visibility_timeout_s), cancel=worker.abandon
     )
-    composition.book.unforked.guard()
+    if settings.pool == "prefork":  # the only one that forks
+        composition.book.unforked.guard()
     keeper.start()
     try:
         worker.start()

@@ -21,16 +21,19 @@ class ForkGate:
     does that inside (``with gate:``, which nests), and sleeps and waits without a
     bound outside. Any number of threads may be inside; who comes while a fork
     waits lets it go first. So a fork waits no longer than the longest piece of
-    work that had begun.
+    work that had begun. Before ``guard`` is called nobody waits for anybody.
     """
 
     def __init__(self) -> None:
+        self._guards = False
         self._reset()
 
     def __repr__(self) -> str:
         return f"<ForkGate inside={len(self._depths)} forking={self._forking}>"
 
     def __enter__(self) -> None:
+        if not self._guards:
+            return
         me = threading.get_ident()
         with self._changed:
             self._changed.wait_for(lambda: not self._forking or me in self._depths)
@@ -39,6 +42,8 @@ class ForkGate:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._guards:
+            return
         me = threading.get_ident()
         with self._changed:
             self._depths[me] -= 1
@@ -47,7 +52,8 @@ class ForkGate:
                 self._changed.notify_all()
 
     def guard(self) -> None:
-        """From now on let every fork of this process wait; call it once."""
+        """From now on let every fork of this process wait; call it once, while nobody is inside."""
+        self._guards = True
         os.register_at_fork(before=self._shut, after_in_parent=self._open, after_in_child=self._reset)
 
     def _reset(self) -> None:

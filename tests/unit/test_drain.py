@@ -256,6 +256,7 @@ def test_hooks_are_flushed_where_the_hand_back_hangs(scene: Scene) -> None:
 
 def test_no_child_is_forked_while_messages_are_handed_back(scene: Scene) -> None:
     gates: list[str] = []
+    scene.book.unforked.guard()
     scene.drain._close = lambda: gates.append(repr(scene.book.unforked))
     scene.drain.end(scene)
     assert gates == ["<ForkGate inside=1 forking=False>"]

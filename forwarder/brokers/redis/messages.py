@@ -6,12 +6,13 @@ consumer's ordinary way for messages it refuses.
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
 from kombu.transport import virtual
+from kombu.utils import json as kombu_json
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 
 from forwarder.brokers.redis.intake import Taken
 
@@ -33,7 +34,7 @@ class GuardedMessage(virtual.Message):
 def envelope_of(one: Taken) -> dict[str, Any]:
     """Return the message of an item, empty where that is no envelope, under its lease."""
     try:
-        payload: dict[str, Any] = loads(bytes_to_str(one.item or b""))
+        payload: dict[str, Any] = _loads(bytes_to_str(one.item or b""))
         payload["properties"]["delivery_tag"] = one.lease
         payload["properties"]["delivery_info"]["redelivered"] = one.number > 1
     except Exception:  # noqa: BLE001 - whatever shape the item has, it is not an envelope
@@ -42,6 +43,11 @@ def envelope_of(one: Taken) -> dict[str, Any]:
         if one.task_id:
             payload["headers"]["id"] = one.task_id
     return payload
+
+
+def _loads(text: str) -> Any:
+    """Read JSON as kombu does, which looks at each object for types that it has made of one."""
+    return kombu_json.loads(text) if "__type__" in text else json.loads(text)
 
 
 def _empty_envelope(tag: str) -> dict[str, Any]:

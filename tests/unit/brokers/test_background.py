@@ -148,8 +148,14 @@ def test_a_thread_may_fork_from_inside_and_its_child_may_enter(gate: ForkGate) -
     assert repr(gate) == "<ForkGate inside=0 forking=False>"
 
 
-def test_pauses_are_outside_of_the_gate() -> None:
+def test_nobody_waits_where_nothing_forks() -> None:
     gate = ForkGate()
+    gate._changed = None  # type: ignore[assignment]  # whoever waited would fail
+    with gate:
+        assert repr(gate) == "<ForkGate inside=0 forking=False>"
+
+
+def test_pauses_are_outside_of_the_gate(gate: ForkGate) -> None:
     seen: list[str] = []
     results = iter([False, False, True])
 

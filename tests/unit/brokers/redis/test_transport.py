@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kombu.transport import redis, virtual
+from kombu.utils import json as kombu_json
 
 from forwarder.brokers.leases import Death
 from forwarder.brokers.redis.dead_letters import RAW_HEADER, letter_parts
@@ -64,6 +66,12 @@ def test_a_message_has_its_lease_for_a_tag_and_knows_that_it_came_before(number:
     payload = envelope_of(taken(json.dumps(ITEM).encode(), number))
     assert payload["properties"]["delivery_tag"] == "1:p:sha"
     assert payload["properties"]["delivery_info"]["redelivered"] is (number > 1)
+
+
+def test_what_kombu_made_of_an_object_of_a_header_is_one_again() -> None:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    item = kombu_json.dumps({**ITEM, "headers": {"at": moment, "plain": {"a": [1]}}}).encode()
+    assert envelope_of(taken(item))["headers"] == {"at": moment, "plain": {"a": [1]}}
 
 
 @pytest.mark.parametrize(
