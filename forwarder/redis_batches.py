@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,15 +28,19 @@ class RedisBatches:
     Whatever comes while one round trip is on its way goes with the next, so the
     batches grow with the load and a lone request waits for nobody. One greenlet
     sends them all: a caller that is killed leaves nothing half-sent behind. It is
-    for gevent, where a round trip of each task's own costs ten times the CPU;
-    threads would work too. ``client`` makes the ``redis.Redis``, at the first
-    request; its socket timeouts bound a round trip.
+    for gevent, where a round trip of each task's own costs ten times the CPU, and
+    for the greenlets of one thread. ``client`` makes the ``redis.Redis``, at the
+    first request; its socket timeouts bound a round trip.
     """
 
     def __init__(self, *, client: Callable[[], Any], monotonic: Callable[[], float] = time.monotonic) -> None:
         self._line = _Line(client=client, monotonic=monotonic)
-        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        from gevent.hub import Waiter
+
+        self._waiter = Waiter
+        self._requests: deque[_Request] = deque()
+        #: What the sender waits on while there is nothing to send.
+        self._idle: Any = None
         self._started = False
 
     def run(self, *commands: Command) -> list[Any]:
@@ -48,30 +51,36 @@ class RedisBatches:
         Raises what redis-py raises: the first error among the replies, or why there is
         none.
         """
-        request = _Request(commands)
+        request = _Request(commands, self._waiter())
+        self._requests.append(request)
         if not self._started:
             self._start()
-        self._requests.put(request)
+        elif self._idle is not None:
+            _wake(self._idle)
+            self._idle = None
         return request.wait()
 
     def _start(self) -> None:
-        with self._starting:
-            if not self._started:
-                threading.Thread(target=self._serve, name="redis-batches", daemon=True).start()
-                self._started = True
+        from gevent import spawn
+
+        self._started = True
+        spawn(self._serve)
 
     def _serve(self) -> None:
+        from gevent import sleep
+
         while True:
-            batch = [self._requests.get()]
-            time.sleep(0)  # who is about to ask, asks now
-            batch += self._waiting(BATCH_MAX - 1)
-            batch = [request for request in batch if not request.dropped]
+            if not self._requests:
+                self._idle = self._waiter()
+                self._idle.get()
+            sleep(0)  # who is about to ask, asks now
+            batch = [request for request in self._waiting(BATCH_MAX) if not request.dropped]
             try:
                 replies = self._line.ask(batch) if batch else []
             except BaseException as error:  # noqa: BLE001 - the callers', whatever it is
                 if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
                     # Who came during it would wait for a timeout of its own, and the next for both.
-                    batch += self._waiting(self._requests.qsize())
+                    batch += self._waiting(len(self._requests))
                 for request in batch:
                     request.fail(error)
             else:
@@ -80,10 +89,7 @@ class RedisBatches:
                     del replies[: request.replies]
 
     def _waiting(self, most: int) -> list[_Request]:
-        found: list[_Request] = []
-        while len(found) < most and not self._requests.empty():
-            found.append(self._requests.get())
-        return found
+        return [self._requests.popleft() for _ in range(min(most, len(self._requests)))]
 
 
 class _Line:
@@ -138,7 +144,7 @@ class _Request:
 
     __slots__ = ("_answered", "_error", "_replies", "dropped", "packed", "replies")
 
-    def __init__(self, commands: Sequence[Command]) -> None:
+    def __init__(self, commands: Sequence[Command], waiter: Any) -> None:
         # In the caller: what can't be encoded is its error, and no other's.
         packed = b"".join(map(pack_command, commands))
         one = len(commands) == 1
@@ -147,15 +153,14 @@ class _Request:
         self.replies = 1 if one else len(commands) + 2
         #: Its caller was killed: somebody else may have written what this would write over.
         self.dropped = False
-        self._answered = threading.Lock()  # the cheapest thing that can be waited for
-        self._answered.acquire()
+        self._answered = waiter  # the cheapest thing that can be waited for: a lock costs four times as much
         self._replies: list[Any] = []
         self._error: BaseException | None = None
 
     def wait(self) -> list[Any]:
         """Return the replies, or raise."""
         try:
-            self._answered.acquire()
+            self._answered.get()
         except BaseException:
             self.dropped = True
             raise
@@ -171,12 +176,17 @@ class _Request:
     def answer(self, replies: list[Any]) -> None:
         """Let the caller have the replies."""
         self._replies = replies
-        self._answered.release()
+        _wake(self._answered)
 
     def fail(self, error: BaseException) -> None:
         """Let the caller raise."""
         self._error = error
-        self._answered.release()
+        _wake(self._answered)
+
+
+def _wake(waiter: Any) -> None:
+    """Let the loop wake who waits, unless it was killed meanwhile."""
+    waiter.hub.loop.run_callback(waiter.switch, None)
 
 
 def _raise_first(replies: Sequence[Any]) -> None:
