@@ -11,9 +11,9 @@ from typing import Protocol
 
 from urllib3.exceptions import HTTPError
 
+from forwarder.addresses import AddressGuard
 from forwarder.backoff import Backoff, parse_retry_after
 from forwarder.forwarding.ports import Completion
-from forwarder.hooks.addresses import AddressGuard
 from forwarder.hooks.bodies import to_json, with_task_id
 from forwarder.hooks.callback_http import Reply
 from forwarder.hooks.callback_target import Target, authorization, find_target

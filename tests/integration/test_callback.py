@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from forwarder.addresses import AddressGuard
 from forwarder.forwarding.ports import Completion
 from forwarder.hooks import callback_http
-from forwarder.hooks.addresses import AddressGuard
 from forwarder.hooks.callback import CallbackHook
 from forwarder.hooks.callback_http import CallbackPoster
 from forwarder.hooks.errors import HookError

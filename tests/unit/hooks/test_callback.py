@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from urllib3.exceptions import ProtocolError
 
+from forwarder.addresses import AddressGuard
 from forwarder.forwarding.ports import Completion
-from forwarder.hooks.addresses import AddressGuard
 from forwarder.hooks.callback import TRIES_MAX, CallbackHook, asked_wait
 from forwarder.hooks.callback_http import Reply
 from forwarder.hooks.callback_target import Target

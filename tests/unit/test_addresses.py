@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forwarder.hooks.addresses import AddressGuard
+from forwarder.addresses import AddressGuard, ListedHosts
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,34 @@ def test_the_operator_lets_hosts_and_networks_through(entry: str, host: str, add
 )
 def test_what_was_let_through_opens_nothing_else(entry: str, host: str, address: str) -> None:
     assert not AddressGuard([entry]).permits(host, address)
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "address"),
+    [
+        ("*.example.com", "Files.Example.com.", "8.8.8.8"),
+        ("10.0.0.0/8", "files.example", "10.1.2.3"),
+        ("10.0.0.0/8", "files.example", "::ffff:10.1.2.3"),
+        ("8.8.8.8", "8.8.8.8", "8.8.8.8"),
+    ],
+)
+def test_what_is_listed_may_be_read_from(entry: str, host: str, address: str) -> None:
+    assert ListedHosts([entry]).permits(host, address)
+
+
+@pytest.mark.parametrize(
+    ("entries", "host", "address"),
+    [
+        ([], "files.example", "8.8.8.8"),
+        (["*.example.com"], "files.example", "8.8.8.8"),
+        (["10.0.0.0/8"], "files.example", "8.8.8.8"),
+        (["*"], "files.example", "127.0.0.1"),
+        (["*"], "169.254.169.254", "169.254.169.254"),
+        (["metadata.internal"], "metadata.internal", "169.254.169.254"),
+        (["*"], "files.example", ""),
+    ],
+)
+def test_what_is_not_listed_may_not_and_a_name_vouches_for_public_addresses_only(
+    entries: list[str], host: str, address: str
+) -> None:
+    assert not ListedHosts(entries).permits(host, address)

@@ -1,4 +1,4 @@
-"""Which addresses a callback may be sent to: the sender of a task chooses the URL.
+"""Which addresses callbacks may be sent to and inputs come from: the sender of a task chooses the URL.
 
 Without this, a task's sender could make the worker talk to its neighbours: the
 cloud's metadata service, the inference server, a database without a password.
@@ -44,29 +44,35 @@ class AddressGuard:
     """
 
     def __init__(self, allow: Iterable[str] = ()) -> None:
-        networks: list[Network] = []
-        patterns: list[str] = []
-        for entry in allow:
-            try:
-                networks.append(ipaddress.ip_network(entry, strict=False))
-            except ValueError:
-                patterns.append(entry.lower())
-        self._networks = tuple(networks)
-        self._patterns = tuple(patterns)
+        self._networks, self._patterns = _sorted(allow)
 
     def permits(self, host: str, address: str) -> bool:
         """Return whether ``address``, to which ``host`` was resolved, may be connected to. Pure.
 
         A host pattern is trusted with every address that its names resolve to.
         """
-        if any(fnmatchcase(host.lower().rstrip("."), pattern) for pattern in self._patterns):
+        if _matches(host, self._patterns):
             return True
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
+        parsed = _parsed(address)
+        return parsed is not None and (_within(parsed, self._networks) or is_public(parsed))
+
+
+class ListedHosts:
+    """Decides whether an address may be read from: nothing may that the operator has not named.
+
+    ``allow`` holds host patterns, trusted with public addresses only (whoever owns a
+    name decides what it resolves to), and addresses and CIDRs, trusted as they are.
+    """
+
+    def __init__(self, allow: Iterable[str]) -> None:
+        self._networks, self._patterns = _sorted(allow)
+
+    def permits(self, host: str, address: str) -> bool:
+        """Return whether ``address``, to which ``host`` was resolved, may be connected to. Pure."""
+        parsed = _parsed(address)
+        if parsed is None:
             return False
-        parsed = _unwrapped(parsed)
-        return any(parsed in network for network in self._networks) or is_public(parsed)
+        return _within(parsed, self._networks) or (_matches(host, self._patterns) and is_public(parsed))
 
 
 def is_public(address: Address) -> bool:
@@ -76,6 +82,33 @@ def is_public(address: Address) -> bool:
     if not address.is_global or address.is_multicast:
         return False
     return not any(address in network for network in REFUSED)
+
+
+def _sorted(allow: Iterable[str]) -> tuple[tuple[Network, ...], tuple[str, ...]]:
+    """Return the networks and the host patterns of a list."""
+    networks: list[Network] = []
+    patterns: list[str] = []
+    for entry in allow:
+        try:
+            networks.append(ipaddress.ip_network(entry, strict=False))
+        except ValueError:
+            patterns.append(entry.lower())
+    return tuple(networks), tuple(patterns)
+
+
+def _matches(host: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(host.lower().rstrip("."), pattern) for pattern in patterns)
+
+
+def _within(address: Address, networks: Iterable[Network]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _parsed(address: str) -> Address | None:
+    try:
+        return _unwrapped(ipaddress.ip_address(address))
+    except ValueError:
+        return None
 
 
 def _unwrapped(address: Address) -> Address:
