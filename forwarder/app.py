@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -34,7 +35,14 @@ from forwarder.forwarding.task import TASK_NAMES, ForwardTask
 from forwarder.hooks.runner import HookRunner
 from forwarder.inference.client import InferenceClient
 from forwarder.results.patience import Patience
+from forwarder.scaling.admission import Admission, default_bytes_max
+from forwarder.scaling.container import container_limit_bytes
+from forwarder.scaling.memory_guard import MemoryGuard, children
+from forwarder.scaling.process_memory import Memory
 from forwarder.settings.model import Settings
+from forwarder.staging.download import Source
+from forwarder.staging.folder import StagingFolder, boot_id
+from forwarder.staging.staging import Staging
 from forwarder.telemetry.metrics import ProcessMetrics
 
 #: Seconds until one call of the lease keeper's Redis client has failed: renewals must
@@ -86,7 +94,7 @@ class Composition:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         # One task holds at most one connection to each service; a prefork child runs one task.
-        self._per_process = settings.concurrency if settings.pool == "gevent" else 1
+        self._per_process = settings.slots_max if settings.pool == "gevent" else 1
         self.aws = PerProcess(AwsSession)
         self.s3 = PerProcess(lambda: s3_client(self.aws.get(), max_pool_connections=self._per_process))
         self._main_s3 = PerProcess(
@@ -100,6 +108,13 @@ class Composition:
         self.parts = PerProcess(self._build_parts)
         self.leases = PerProcess(self._build_leases)
         self.book = LeaseBook(self.leases.get)
+        self.limit = container_limit_bytes(override_mb=settings.memory_limit_mb)
+        self.admission = Admission(
+            slots_max=settings.slots_max,
+            slots=settings.autoscale[1] if settings.autoscale and settings.pool == "gevent" else None,
+            bytes_max=settings.inflight_bytes_max or default_bytes_max(self.limit.bytes),
+        )
+        self.book.admission = self.admission
         self._pardons: Pardons | None = None
 
     def celery_app(self) -> Celery:
@@ -107,6 +122,8 @@ class Composition:
         app = client_app(self._settings, s3=self.s3)
         app.conf.update(consuming_config(self._settings, self.book))
         app.conf.result_backend_transport_options["batched"] = self._settings.pool == "gevent"
+        app.conf.forwarder_admission = self.admission
+        app.conf.forwarder_slot_is_empty = self.admission.drop_response
         compression.bound(self._settings.message_bytes_max)
         # Not the tasks' own: children share nothing with the threads of their parent.
         store: Any = client_app(
@@ -126,6 +143,25 @@ class Composition:
                 )
             )
         return app
+
+    def memory_guard(self) -> MemoryGuard:
+        """Return what watches this process's memory and its children's, not yet started."""
+        settings = self._settings
+        memory = Memory(children=children)
+        return MemoryGuard(
+            admission=self.admission,
+            limit_bytes=self.limit.bytes,
+            high=settings.memory_high_percent / 100,
+            # Without a cgroup: what is ours alone and our part of what is shared.
+            used_bytes=lambda: self.limit.used_bytes() or memory.sample().proportional_bytes,
+            held=lambda: len(self.book),
+            ticked=self._tick,
+            unforked=self.book.unforked,
+            lowers=settings.pool == "gevent",
+        )
+
+    def _tick(self) -> None:
+        self.book.ticked()
 
     def close(self) -> None:
         """Close what this process has opened; called once, when it stops."""
@@ -167,7 +203,7 @@ class Composition:
         from forwarder.brokers.amqp.copies import Copies
         from forwarder.brokers.amqp.leases import AmqpLeases
 
-        return AmqpLeases(copies=Copies(connect=lambda: broker_connection(settings)))
+        return AmqpLeases(copies=Copies(connect=lambda: broker_connection(settings)), queues=settings.queues)
 
     def _sqs_client(self, read_timeout_s: float) -> Callable[[], Any]:
         return PerProcess(
@@ -184,10 +220,14 @@ class Composition:
             total_timeout_s=settings.task_timeout_s,
             response_bytes_max=settings.response_bytes_max,
             idle_max=self._per_process,
+            # A child's responses are not in this process, and its one slot holds one.
+            hold=self.admission.hold_response if settings.pool == "gevent" else _hold_nothing,
         )
+        objects = S3ObjectStore(client=self.s3.get)
         forwarder = Forwarder(
             server=inference,
-            objects=S3ObjectStore(client=self.s3.get),
+            staging=self._staging(objects),
+            objects=objects,
             metrics=metrics,
             shape=ResultShape(
                 wrap=settings.wrap_response,
@@ -196,13 +236,40 @@ class Composition:
             ),
             policy=RetryPolicy(slot_budget_s=settings.retry_slot_s, max_retries=settings.max_retries),
             unwrap=settings.unwrap_payload,
-            body_bytes_max=settings.response_bytes_max,
             now=partial(datetime.now, UTC),
             sleep=time.sleep,
             uniform=random.uniform,
         )
         hooks = HookRunner(hooks=[self._hook(name, metrics) for name in settings.hooks], metrics=metrics)
         return ProcessParts(forwarder, hooks, metrics, inference)
+
+    def _staging(self, objects: S3ObjectStore) -> Staging:
+        settings = self._settings
+        sources: dict[str, Source] = {}
+        if "s3" in settings.input_schemes:
+            sources["s3"] = objects
+        if "https" in settings.input_schemes and settings.input_allow:
+            import ssl
+
+            from forwarder.addresses import ListedHosts
+            from forwarder.staging.https import HttpsSource
+
+            sources["https"] = HttpsSource(
+                permits=ListedHosts(settings.input_allow).permits, tls=ssl.create_default_context()
+            )
+        return Staging(
+            folder=StagingFolder(
+                parent=Path(settings.stage_folder),
+                bytes_max=settings.stage_bytes_max,
+                overrun_bytes=settings.destination_bytes_max,
+                boot=boot_id(),
+            ),
+            sources=sources,
+            above_bytes=settings.stage_above_bytes,
+            input_bytes_max=settings.input_bytes_max,
+            answer_bytes_max=settings.destination_bytes_max,
+            timeout_s=settings.input_timeout_s,
+        )
 
     def _hook(self, name: str, metrics: ProcessMetrics) -> Hook:
         return self._firehose_hook(metrics) if name == "logging" else self._callback_hook()
@@ -222,11 +289,16 @@ class Composition:
             clients=clients,
             stream=settings.firehose_stream or "",
             endpoint=settings.endpoint,
-            linger_s=FIREHOSE_LINGER_S if self._per_process >= FIREHOSE_SLOTS_MIN else None,
+            linger_s=self._linger_s(),
         )
 
+    def _linger_s(self) -> float | None:
+        if self._settings.firehose_linger_s is not None:
+            return self._settings.firehose_linger_s or None
+        return FIREHOSE_LINGER_S if self._per_process >= FIREHOSE_SLOTS_MIN else None
+
     def _callback_hook(self) -> Hook:
-        from forwarder.hooks.addresses import AddressGuard
+        from forwarder.addresses import AddressGuard
         from forwarder.hooks.callback import CallbackHook
         from forwarder.hooks.callback_http import CallbackPoster
         from forwarder.hooks.signing import Signer
@@ -239,6 +311,10 @@ class Composition:
             signer=Signer(settings.callback_secret) if settings.callback_secret else None,
             endpoint=settings.endpoint,
         )
+
+
+def _hold_nothing(number: int) -> None:
+    pass
 
 
 def broker_connection(settings: Settings) -> Connection:
@@ -292,7 +368,7 @@ def _result_config(settings: Settings, s3: PerProcess[Any], store_timeout_s: flo
             "looks_first": settings.track_started,
             "patience": Patience(bound_s=settings.store_retry_s),
         },
-        "redis_max_connections": settings.concurrency + SPARE_CONNECTIONS,
+        "redis_max_connections": settings.slots_max + SPARE_CONNECTIONS,
         "redis_socket_keepalive": True,
         # Of one try; redis-py's own retries stay off, because the task tries again itself.
         "redis_socket_timeout": store_timeout_s or STORE_TIMEOUT_S,

@@ -21,6 +21,7 @@ from celery.worker import state
 
 from forwarder.brokers.background import done_within
 from forwarder.brokers.leases import Delivery, LeaseBook
+from forwarder.stop_signals import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,6 @@ LEFT_BY_S = 8.0
 #: which Kubernetes' grace period must pass the drain.
 WATCHDOG_S = 9.0
 
-#: Celery restarts on SIGHUP, with an unbounded wait; whoever keeps the worker running starts it anew.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 #: The file descriptor of the standard error stream, whatever ``sys.stderr`` is by then.
 STDERR = 2
 

@@ -33,6 +33,8 @@ class GreenPool(TaskPool):
         super().__init__(*args, **options)
         # How Celery starts its remote control, and nothing else.
         self.spawn_n = partial(spawn_raw, _end_in_one_line)
+        #: Called in a slot once its task is over, with whatever it held.
+        self.slot_is_empty: Callable[[], object] = self.app.conf.forwarder_slot_is_empty
 
     def on_start(self) -> None:
         """Make the slots, in the place of gevent's pool."""
@@ -61,7 +63,11 @@ class GreenPool(TaskPool):
         def run(pid: int) -> None:
             try:
                 accept_callback(pid, time.monotonic())
-                callback(target(*args, **(kwargs or {})))
+                try:
+                    returned = target(*args, **(kwargs or {}))
+                finally:
+                    self.slot_is_empty()  # before the ack, which asks for the next message
+                callback(returned)
             except (GreenletExit, WorkerShutdown, WorkerTerminate):
                 raise
             except Reject:  # the task goes back to its queue

@@ -10,12 +10,20 @@ import socket
 import sys
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from forwarder import __version__, pool
 from forwarder.inference import readiness
+from forwarder.scaling.descriptors import raise_soft_limit
 from forwarder.settings.model import Settings
 from forwarder.settings.redact import without_password
+from forwarder.stop_signals import STOP_SIGNALS, ignore_stop_signals
 from forwarder.telemetry import logs
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from forwarder.scaling.container import Limit
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +41,11 @@ def run(settings: Settings) -> int:
     flight are done or handed back, or at once before it consumes. Raises PoolError
     when the patch does not fit the pool.
     """
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    for number in STOP_SIGNALS:
         signal.signal(number, _stop)  # until the drain installs its own
     pool.verify(settings.pool)
     logs.configure(settings.log_level)
+    raise_soft_limit()  # the children have it from here
     log.info(
         "worker_start version=%s pool=%s concurrency=%d queues=%s broker=%s",
         __version__, settings.pool, settings.concurrency, ",".join(settings.queues), settings.broker_kind,
@@ -44,7 +53,9 @@ def run(settings: Settings) -> int:
     readiness.wait_until_ready(
         partial(readiness.probe, settings.health_url), url=without_password(settings.health_url)
     )
-    return _consume(settings)
+    exit_code = _consume(settings)
+    ignore_stop_signals()
+    return exit_code
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
@@ -67,7 +78,9 @@ def _consume(settings: Settings) -> int:
     from forwarder.app import Composition
     from forwarder.brokers.keeper import LeaseKeeper, round_s
     from forwarder.drain import Drain, DrainingWorker
+    from forwarder.scaling.allocator import give_large_blocks_back
 
+    give_large_blocks_back()
     composition = Composition(settings)
     app = composition.celery_app()
     app.conf.forwarder_slots_are_here = settings.pool == "gevent"
@@ -82,7 +95,11 @@ def _consume(settings: Settings) -> int:
         hostname=f"forwarder-{os.getpid()}@{socket.gethostname()}",
         pool=POOL_CLASSES[settings.pool],
         concurrency=settings.concurrency,
-        max_tasks_per_child=settings.max_tasks_per_child if settings.pool == "prefork" else None,
+        **(
+            _prefork_options(settings, app, composition.limit)
+            if settings.pool == "prefork"
+            else _green_options(settings)
+        ),
         optimization="fair",
         without_gossip=True,
         without_mingle=True,
@@ -95,13 +112,34 @@ def _consume(settings: Settings) -> int:
     if settings.pool == "prefork":  # the only one that forks
         composition.book.unforked.guard()
     keeper.start()
+    guard = composition.memory_guard()
+    guard.start()
     try:
         worker.start()
     finally:
+        guard.stop()
         keeper.stop()
         drain.end(worker)
     log.info("worker_stopped exit_code=%d", drain.exit_code)
     return drain.exit_code
+
+
+def _prefork_options(settings: Settings, app: Celery, limit: Limit) -> dict[str, Any]:
+    """Return Celery's options for children that are replaced and for a pool that grows and shrinks."""
+    from forwarder.scaling.prefork_options import prefork_options, scaling
+    from forwarder.telemetry.metrics import ProcessMetrics
+
+    app.conf.forwarder_scaling = scaling(settings, limit, ProcessMetrics())
+    return prefork_options(settings, limit)
+
+
+def _green_options(settings: Settings) -> dict[str, Any]:
+    """Return Celery's options for slots that open and close."""
+    from forwarder.scaling.green_autoscaler import GreenAutoscaler
+
+    if settings.autoscale is None:
+        return {}
+    return {"autoscale": settings.autoscale, "autoscaler_cls": GreenAutoscaler}
 
 
 def _die_with_the_worker(**_: object) -> None:

@@ -47,6 +47,7 @@ def consuming_config(settings: Settings, book: LeaseBook) -> dict[str, Any]:
         "forwarder_book": book,
         "forwarder_max_deliveries": settings.max_deliveries,
         "forwarder_message_bytes_max": settings.message_bytes_max,
+        "forwarder_pushed": settings.broker_kind == "amqp",
         # Running copies outlive a connection, and the book counts them.
         "worker_enable_prefetch_count_reduction": False,
         # What a lost connection takes away is cancelled by the consumer.
@@ -62,8 +63,9 @@ def _redis(settings: Settings) -> dict[str, Any]:
         "task_queues": [Queue(name, routing_key=name) for name in settings.queues],
         "broker_transport_options": {
             "visibility_timeout": settings.visibility_timeout_s,
+            "wait_s": settings.redis_wait_s,
             # Unset, many greenlets that ack at once run into MaxConnectionsError.
-            "max_connections": settings.concurrency + SPARE_CONNECTIONS,
+            "max_connections": settings.slots_max + SPARE_CONNECTIONS,
             "socket_keepalive": True,
             # Half-open connections are noticed within about 17 seconds.
             "socket_timeout": 10,
@@ -94,6 +96,8 @@ def _sqs(settings: Settings) -> dict[str, Any]:
 
 def sqs_wait_s(settings: Settings) -> int:
     """Return how long one poll of SQS waits for a message, in seconds."""
+    if settings.sqs_wait_s is not None:
+        return settings.sqs_wait_s
     return SQS_WAIT_S if settings.drain_timeout_s >= SQS_WAIT_S + SQS_ANSWER_S else SQS_SHORT_WAIT_S
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from celery import states
 from celery.exceptions import Reject
+from celery.worker import state
 from celery.worker.consumer import Consumer
 from vine import promise
 
+from forwarder.brokers.amqp.prefetch import Prefetch
 from forwarder.brokers.background import in_background, insist_in_background
-from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement
+from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement, body_bytes
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 from forwarder.forwarding.ports import PARDONS_MAX
 
@@ -39,6 +41,11 @@ class ForwarderConsumer(Consumer):
     connection_errors: tuple[type[Exception], ...]
     strategies: dict[str, Any]
     pool: Any
+    task_consumer: Any
+    qos: Any
+    #: Whether the broker pushes messages: the others are asked for them.
+    pushed = False
+    _prefetch: Prefetch | None = None
     #: Overridden by tests only; Celery makes the consumer, so they can't be passed in.
     in_background: Callable[[Callable[[], None]], None] = staticmethod(in_background)
     sleep: Callable[[float], None] = staticmethod(time.sleep)
@@ -48,16 +55,22 @@ class ForwarderConsumer(Consumer):
         self._store: Any = app.conf.forwarder_store
         self._max_deliveries: int = app.conf.forwarder_max_deliveries
         self._message_bytes_max: int = app.conf.forwarder_message_bytes_max
+        self.pushed = app.conf.forwarder_pushed
         super().__init__(on_task_request, app=app, **kwargs)
 
     def create_task_handler(self, promise: type[promise] = promise) -> Callable[[Any], Any]:
         """Return the function that is called with each message."""
         handle = super().create_task_handler(promise)
+        prefetch = self._begin_prefetch()
 
         def handle_or_refuse(message: Any) -> Any:
             if self._book.leases.recount(message):
                 return None
             delivery = self._book.open(message)
+            if prefetch is not None:
+                prefetch.received(delivery.payload_bytes)
+                if prefetch.exceeded:
+                    self.call_soon(self._adjust_prefetch)
             message.delivery = delivery
             # By our own count: not every broker marks it, and a producer can write it.
             message.delivery_info["redelivered"] = delivery.redelivered or delivery.number > 1
@@ -76,6 +89,21 @@ class ForwarderConsumer(Consumer):
                 return self._refuse(message, InvalidMessage("the message can't be read as a task"), failure)
 
         return handle_or_refuse
+
+    def _begin_prefetch(self) -> Prefetch | None:
+        """Take the prefetch count over from Celery where the broker pushes. Blocks for a round trip."""
+        if self.pushed:
+            self._prefetch = Prefetch(
+                book=self._book, slots=lambda: self.qos.value, message_bytes=self._message_bytes_max
+            )
+            self._prefetch.begin(self.task_consumer)
+            self._book.ticked = lambda: self.call_soon(self._adjust_prefetch)
+        return self._prefetch
+
+    def _adjust_prefetch(self) -> None:
+        """Run in Celery's main loop, which alone may use the consumer's channel."""
+        if self._prefetch is not None and self.task_consumer is not None and state.should_stop is None:
+            self._prefetch.adjust(self.task_consumer)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Let the book wake the loop, which asks for the next message only when it is awake."""
@@ -97,7 +125,7 @@ class ForwarderConsumer(Consumer):
         """
         message = delivery.message
         # Redis keeps a body over the limit to itself, and tells its size.
-        size = (message.properties or {}).get("item_bytes") or _body_bytes(message)
+        size = (message.properties or {}).get("item_bytes") or body_bytes(message)
         if size > self._message_bytes_max:
             return InvalidMessage(
                 f"the message of {size} bytes passes the limit of {self._message_bytes_max}"
@@ -163,7 +191,7 @@ class ForwarderConsumer(Consumer):
             return  # it is settled
         log.warning(
             "message_refused code=%s task_id=%s error=%s body_bytes=%d",
-            error.code, delivery.task_id, type(cause).__name__ if cause else None, _body_bytes(message),
+            error.code, delivery.task_id, type(cause).__name__ if cause else None, body_bytes(message),
         )  # fmt: skip
         # Not in Celery's loop: a result store that is frozen would stop it. Its lease is kept meanwhile.
         if not insist_in_background(
@@ -198,10 +226,6 @@ class ForwarderConsumer(Consumer):
 
 def _look_again() -> None:
     """Do nothing; before it sleeps again the loop looks for free slots."""
-
-
-def _body_bytes(message: Any) -> int:
-    return len(message.body) if isinstance(message.body, (bytes, str)) else 0
 
 
 def _has_begun(delivery: Delivery) -> bool:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from forwarder.brokers.background import ForkGate
+from forwarder.brokers.room import Admission, EverySlot
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,12 @@ class Settlement(enum.Enum):
     PUT_ASIDE = "put_aside"  # into the dead letters
 
 
+def body_bytes(message: Any) -> int:
+    """Return the size of a message's body; 0 where it has none that can be read."""
+    body = getattr(message, "body", None)
+    return len(body) if isinstance(body, (bytes, str)) else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Death:
     """Why a message is in the dead letters.
@@ -63,7 +70,8 @@ class Delivery:
     ``confirmed_s`` is the monotonic time just before the lease was last taken or
     renewed. ``receipt`` is whatever else the broker's part needs to settle it.
     ``request`` is set once the message has become a Celery request. ``blamed`` is
-    set where the lease is lost and the task itself may be why.
+    set where the lease is lost and the task itself may be why. ``payload_bytes`` is
+    the size of the body, counted while the message is in flight.
     """
 
     tag: str
@@ -75,6 +83,7 @@ class Delivery:
     receipt: Any = field(default=None, repr=False)
     request: Any = field(default=None, repr=False)
     blamed: bool = False
+    payload_bytes: int = 0
 
     @property
     def task_id(self) -> str | None:
@@ -137,6 +146,9 @@ class Leases(Protocol):
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return the deliveries whose lease ended with the consumer's connection. No IO."""
 
+    def waiting(self) -> int | None:
+        """Return how many messages wait in the queues, at least; None where that isn't known now."""
+
     def close(self) -> None:
         """Send what is buffered and close connections."""
 
@@ -159,9 +171,14 @@ class LeaseBook:
         self.pardon: Callable[[Delivery], object] = lambda delivery: None
         #: Whether messages that were asked for before a stop may still come after it.
         self.expecting: Callable[[], bool] = lambda: False
+        #: Whether what there is room for in slots is taken. Asked for each take; never blocks.
+        self.admission: Admission = EverySlot()
+        #: Called about once a second, in any thread: what is admitted may have changed.
+        self.ticked: Callable[[], object] = lambda: None
         self._leases = leases
         self._changed = threading.Condition()
         self._held: dict[int, Delivery] = {}
+        self._payload_bytes = 0
         self._owed: dict[int, tuple[Delivery, Settlement, Death | None]] = {}
         self._handing_back = threading.Lock()
 
@@ -177,8 +194,10 @@ class LeaseBook:
     def open(self, message: Any) -> Delivery:
         """Enter a received message and return its delivery."""
         delivery = self.leases.receive(message)
+        delivery.payload_bytes = body_bytes(message)
         with self._changed:
             self._held[id(delivery)] = delivery
+            self._payload_bytes += delivery.payload_bytes
         return delivery
 
     def held(self) -> list[Delivery]:
@@ -259,10 +278,19 @@ class LeaseBook:
         with self._changed:
             return self._changed.wait_for(lambda: not self._held, timeout_s)
 
-    def wait_below(self, limit: int, timeout_s: float) -> bool:
-        """Block until fewer than ``limit`` are in flight; return whether that came before the timeout."""
+    def room(self, most: int) -> int:
+        """Return how many messages may be taken now by who may hold ``most``."""
+        held = len(self._held)
+        return self.admission.room(free=most - held, held=held, payload_bytes=self._payload_bytes)
+
+    def bytes_left(self) -> int:
+        """Return how many bytes of messages may be taken now; less than 1 is none."""
+        return self.admission.bytes_left(self._payload_bytes)
+
+    def wait_room(self, most: int, timeout_s: float) -> bool:
+        """Block until there is room for a message; return whether that came before the timeout."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self._held) < limit, timeout_s)
+            return self._changed.wait_for(lambda: self.room(most) > 0, timeout_s)
 
     def _pardon(self, delivery: Delivery) -> None:
         if not delivery.blamed:
@@ -272,6 +300,8 @@ class LeaseBook:
         """Strike out a delivery; False when somebody else did."""
         with self._changed:
             taken = self._held.pop(id(delivery), None) is not None
+            if taken:
+                self._payload_bytes -= delivery.payload_bytes
             self._changed.notify_all()
             return taken
 

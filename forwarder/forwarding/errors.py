@@ -115,9 +115,13 @@ class Expired(ForwarderError):
 
 
 class InputUnavailable(ForwarderError):
-    """The body that the payload refers to by ``url`` could not be read."""
+    """The body that the payload refers to by ``url`` could not be read, ``again`` perhaps later."""
 
     code = "input_unavailable"
+
+    def __init__(self, message: str, metadata: str = "", again: bool = False) -> None:
+        super().__init__(message, metadata)
+        self.again = again
 
 
 class OutputUnavailable(ForwarderError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from forwarder.backoff import parse_retry_after
-from forwarder.forwarding.errors import Expired, ForwarderError, InferenceBusy, InvalidPayload
+from forwarder.forwarding.errors import Expired, ForwarderError, InferenceBusy
 from forwarder.forwarding.payload import (
     Payload,
     ResultShape,
@@ -19,7 +20,15 @@ from forwarder.forwarding.payload import (
     parse_expires,
     parse_payload,
 )
-from forwarder.forwarding.ports import Answer, InferenceServer, Metrics, ObjectStore
+from forwarder.forwarding.ports import (
+    Answer,
+    InferenceServer,
+    Metrics,
+    ObjectStore,
+    Spool,
+    StagedBody,
+    Staging,
+)
 from forwarder.forwarding.retry import Action, RetryPolicy
 
 log = logging.getLogger(__name__)
@@ -56,17 +65,16 @@ class Forwarder:
     """Sends tasks to the inference server and makes results of its answers.
 
     ``now`` returns an aware UTC datetime; ``sleep`` takes seconds;
-    ``uniform(a, b)`` draws the jitter. ``body_bytes_max`` bounds a body that is
-    read by reference.
+    ``uniform(a, b)`` draws the jitter.
     """
 
     server: InferenceServer
+    staging: Staging
     objects: ObjectStore
     metrics: Metrics
     shape: ResultShape
     policy: RetryPolicy
     unwrap: bool
-    body_bytes_max: int
     now: Callable[[], datetime]
     sleep: Callable[[float], None]
     uniform: Callable[[float, float], float]
@@ -81,9 +89,12 @@ class Forwarder:
         expires = parse_expires(call.expires)
         self._left_s(expires)
         payload = parse_payload(call.payload, unwrap=self.unwrap)
-        body = self._body(payload)
-        answer = self._ask(call, body, expires)
-        return self._result(payload, answer)
+        if payload.url is None and payload.destination_path is None:
+            answer = self._ask(call, encode_body(payload.body), expires)
+            return self.shape.build(decode_answer(answer), answer.status)
+        with self._body(payload, expires) as body, self._spool(payload) as spool:
+            answer = self._ask(call, body, expires, spool)
+            return self._result(payload, answer)
 
     def waited_s(self, arrival: object) -> float | None:
         """Return the seconds since the arrival time that the producer wrote, None when it can't be told."""
@@ -91,12 +102,20 @@ class Forwarder:
         moment = parse_arrival(arrival, now=now)
         return None if moment is None else (now - moment).total_seconds()
 
-    def _ask(self, call: TaskCall, body: bytes, expires: datetime | None) -> Answer:
+    def _ask(
+        self,
+        call: TaskCall,
+        body: bytes | StagedBody,
+        expires: datetime | None,
+        spool: Spool | None = None,
+    ) -> Answer:
         """Try until there is an answer that is not "busy", as the policy decides."""
         attempt, waited_s = 0, 0.0
         while True:
             try:
-                answer = self.server.predict(body, headers=call.headers, within_s=self._left_s(expires))
+                answer = self.server.predict(
+                    body, headers=call.headers, within_s=self._left_s(expires), spool=spool
+                )
                 self.metrics.observe(
                     "forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status)
                 )
@@ -127,17 +146,18 @@ class Forwarder:
             attempt += 1
             waited_s += decision.wait_s
 
-    def _body(self, payload: Payload) -> bytes:
+    def _body(self, payload: Payload, expires: datetime | None) -> AbstractContextManager[bytes | StagedBody]:
         if payload.url is None:
-            return encode_body(payload.body)
-        if not payload.url.startswith("s3://"):
-            raise InvalidPayload("payload key 'url' must be an s3:// URL; https:// is not supported yet")
-        return self.objects.read(payload.url, max_bytes=self.body_bytes_max)
+            return nullcontext(encode_body(payload.body))
+        return self.staging.fetch(payload.url, within_s=self._left_s(expires))
+
+    def _spool(self, payload: Payload) -> AbstractContextManager[Spool | None]:
+        return nullcontext() if payload.destination_path is None else self.staging.spool()
 
     def _result(self, payload: Payload, answer: Answer) -> Any:
         if payload.destination_path is None or answer.status >= 400:
             return self.shape.build(decode_answer(answer), answer.status)
-        self.objects.write(payload.destination_path, answer.body)
+        self.objects.write(payload.destination_path, answer.staged or answer.body)
         return self.shape.build({"destination_path": payload.destination_path}, answer.status)
 
     def _left_s(self, expires: datetime | None) -> float | None:

@@ -7,7 +7,9 @@ put together in :mod:`forwarder.app` and never import each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from forwarder.forwarding.errors import DeadLettered, InvalidMessage, UnknownTask
@@ -18,6 +20,7 @@ class Answer:
     """One complete HTTP answer of the inference server.
 
     ``body`` is the undecoded body, at most the configured number of bytes.
+    A body that was too large for memory is ``staged`` instead, and ``body`` is empty.
     ``headers`` has lower-case names. ``elapsed_s`` runs from before the
     connection is opened to the last byte read.
     """
@@ -26,13 +29,45 @@ class Answer:
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     elapsed_s: float
+    staged: StagedBody | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StagedBody:
+    """A body that is too large for memory: a file of the staging folder, there until the task is done."""
+
+    path: Path
+    size_bytes: int
+
+
+class Spool(Protocol):
+    """Takes an answer's body that is too large for memory: above ``above_bytes``, up to ``bytes_max``."""
+
+    above_bytes: int
+    bytes_max: int
+
+    def begin(self) -> None:
+        """Forget what an earlier answer left. Doesn't block."""
+
+    def write(self, data: bytes | bytearray, *, within_s: float) -> None:
+        """Add bytes. Blocks for the disk, and for room. Raises TimeoutError after ``within_s``."""
+
+    def finish(self) -> StagedBody:
+        """Return all that was written. Doesn't block."""
 
 
 class InferenceServer(Protocol):
     """The HTTP server on localhost that owns the GPU."""
 
-    def predict(self, body: bytes, *, headers: Mapping[str, str], within_s: float | None = None) -> Answer:
-        """Send one request and return its answer, whatever its status.
+    def predict(
+        self,
+        body: bytes | StagedBody,
+        *,
+        headers: Mapping[str, str],
+        within_s: float | None = None,
+        spool: Spool | None = None,
+    ) -> Answer:
+        """Send one request and return its answer, whatever its status; a ``spool`` takes a large one.
 
         Blocks (under gevent: the greenlet only) for at most the total deadline,
         or ``within_s`` where that is shorter. Raises InferenceUnreachable,
@@ -40,13 +75,25 @@ class InferenceServer(Protocol):
         """
 
 
+class Staging(Protocol):
+    """Room for what may be too large for memory, for as long as a ``with`` block lasts."""
+
+    def fetch(self, url: str, *, within_s: float | None = None) -> AbstractContextManager[bytes | StagedBody]:
+        """Give the body that a URL names.
+
+        Blocks while it comes, and while there is no room for it. Raises
+        InvalidPayload, InputUnavailable, Expired past ``within_s``, and OSError
+        where the worker lacks something, room included.
+        """
+
+    def spool(self) -> AbstractContextManager[Spool]:
+        """Give what takes one answer."""
+
+
 class ObjectStore(Protocol):
-    """Bodies by reference: ``s3://bucket/key``."""
+    """Where answers go by reference: ``s3://bucket/key``."""
 
-    def read(self, url: str, *, max_bytes: int) -> bytes:
-        """Return the object's bytes. Blocks. Raises InvalidPayload or InputUnavailable."""
-
-    def write(self, url: str, body: bytes) -> None:
+    def write(self, url: str, body: bytes | StagedBody) -> None:
         """Store the bytes under the URL. Blocks. Raises InvalidPayload or OutputUnavailable."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import httptools
 
 from forwarder.forwarding.errors import InferenceUnreachable, InvalidResponse, ResponseTooLarge
+from forwarder.forwarding.ports import Spool
 
 #: In a row, without a byte of body between: headers, interim answers, chunk extensions, trailers.
 FRAMING_BYTES_MAX = 64 * 1024
@@ -21,19 +22,29 @@ class AnswerReader:
     ``reusable`` then tells whether the connection can carry another request.
     Close it in any case: it and its parser refer to each other, and that cycle
     would keep the body alive until the garbage collector comes by.
+
+    With a ``spool``, an answer with a status below 400 may be too large for
+    memory: ``spill`` it after each ``feed``.
     """
 
-    def __init__(self, *, body_bytes_max: int) -> None:
+    def __init__(self, *, body_bytes_max: int, spool: Spool | None = None) -> None:
         self.status = 0  # until the head is complete
         self.headers: dict[str, str] = {}
         self.body = b""
         self.whole = False
         self.reusable = False
+        self.spilled_bytes = 0
+        self._spool = spool
         self._received = bytearray()
         self._body_bytes_max = body_bytes_max
         self._framing_bytes = 0
         self.on_body = self._received.extend
         self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def received_bytes(self) -> int:
+        """Return how many bytes of the body there are in memory."""
+        return len(self._received)
 
     def close(self) -> None:
         """Let go of the parser. The answer stays."""
@@ -55,6 +66,17 @@ class AnswerReader:
                 raise InvalidResponse("the inference server's answer is not HTTP") from None
         self._framing_bytes = 0 if len(self._received) > had_bytes else self._framing_bytes + len(data)
         self._check()
+
+    def spill(self, *, within_s: float) -> None:
+        """Move what memory should not hold to the spool. Blocks and raises as the spool does."""
+        spool = self._spool
+        if spool is None or self.status >= 400 or not self._received:
+            return
+        if self.spilled_bytes or len(self._received) > spool.above_bytes:
+            spool.write(self._received, within_s=within_s)
+            self.spilled_bytes += len(self._received)
+            self._received.clear()
+            self.body = b""
 
     def end(self) -> None:
         """Note that the server closed; raise InferenceUnreachable unless that is how this answer ends."""
@@ -97,8 +119,9 @@ class AnswerReader:
     def _check(self) -> None:
         if 0 < self.status < 100 or self._framing_bytes > FRAMING_BYTES_MAX:
             raise InvalidResponse("the inference server's answer is not HTTP")
-        limit = self._body_bytes_max
-        if len(self._received) > limit:
+        spool = self._spool
+        limit = self._body_bytes_max if spool is None or self.status >= 400 else spool.bytes_max
+        if len(self._received) + self.spilled_bytes > limit:
             raise ResponseTooLarge(f"the inference server's answer passes the limit of {limit} bytes")
         announced = int(self.headers.get("content-length", 0))  # the parser has seen that it is a number
         if announced > limit:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlsplit
 
 from forwarder.forwarding.errors import Expired, ForwarderError, InferenceTimeout, InferenceUnreachable
-from forwarder.forwarding.ports import Answer
+from forwarder.forwarding.ports import Answer, Spool, StagedBody
 from forwarder.inference.answers import AnswerReader
 from forwarder.inference.deadline import DeadlineSocket
 
@@ -29,7 +29,8 @@ class InferenceClient:
     Safe to share between greenlets or threads: a connection belongs to one
     request from start to end. ``idle_max`` bounds the connections kept open
     between requests; size it to the concurrency. Timeouts are in seconds:
-    connecting, between two reads, and the whole call.
+    connecting, between two reads, and the whole call. ``hold`` is told how many
+    bytes of the response the calling greenlet has, as they come.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class InferenceClient:
         total_timeout_s: float,
         response_bytes_max: int,
         idle_max: int,
+        hold: Callable[[int], object] = lambda number: None,
         monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         parts = urlsplit(url)
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
@@ -62,14 +65,26 @@ class InferenceClient:
         self._total_timeout_s = total_timeout_s
         self._response_bytes_max = response_bytes_max
         self._idle_max = idle_max
+        self._hold = hold
         self._monotonic = monotonic
+        self._sleep = sleep
         self._idle: deque[DeadlineSocket] = deque()
 
     def __repr__(self) -> str:
         return f"<InferenceClient {self._host}:{self._port} idle={len(self._idle)}>"
 
-    def predict(self, body: bytes, *, headers: Mapping[str, str], within_s: float | None = None) -> Answer:
+    def predict(
+        self,
+        body: bytes | StagedBody,
+        *,
+        headers: Mapping[str, str],
+        within_s: float | None = None,
+        spool: Spool | None = None,
+    ) -> Answer:
         """POST one JSON body and return the whole answer, whatever its status.
+
+        With a ``spool``, an answer with a status below 400 that is too large for
+        memory is staged there, bounded by it alone.
 
         Blocks for at most the total deadline or ``within_s``, after the connect
         timeout for each of the host's addresses. Raises InferenceUnreachable when
@@ -83,17 +98,23 @@ class InferenceClient:
         started = self._monotonic()
         total_s = self._total_timeout_s if within_s is None else min(within_s, self._total_timeout_s)
         deadline = started + total_s
-        head = self._request_head(headers, body_bytes=len(body))
-        reader = AnswerReader(body_bytes_max=self._response_bytes_max)
+        body_bytes = len(body) if isinstance(body, bytes) else body.size_bytes
+        head = self._request_head(headers, body_bytes=body_bytes)
+        reader = AnswerReader(body_bytes_max=self._response_bytes_max, spool=spool)
+        if spool is not None:
+            spool.begin()
         connection: DeadlineSocket | None = None
         reusable = False
         try:
             connection = self._idle_connection() or self._connect(deadline)
             connection.arm(deadline=deadline, silence_s=self._read_timeout_s)
-            sent = _send(connection, head, body)
+            sent = self._send(connection, head, body)
             while not reader.whole:
                 if data := connection.recv(READ_BYTES):
                     reader.feed(data)
+                    if spool is not None:
+                        reader.spill(within_s=deadline - self._monotonic())
+                    self._hold(reader.received_bytes)
                 else:
                     reader.end()
             reusable = sent and reader.reusable
@@ -110,6 +131,7 @@ class InferenceClient:
             body=reader.body,
             headers=reader.headers,
             elapsed_s=self._monotonic() - started,
+            staged=spool.finish() if spool is not None and reader.spilled_bytes else None,
         )
 
     def close(self) -> None:
@@ -150,25 +172,40 @@ class InferenceClient:
         own = "".join(f"{field}\r\n" for field in fields).encode("ascii")
         return b"%b%bContent-Length: %d\r\n\r\n" % (self._head, own, body_bytes)
 
+    def _send(self, connection: DeadlineSocket, head: bytes, body: bytes | StagedBody) -> bool:
+        """Send the request; return False if the server closed before it had read all of it."""
+        try:
+            if not isinstance(body, bytes):
+                connection.sendall(head)
+                self._send_file(connection, body)
+            elif len(body) <= COPIED_BYTES_MAX:
+                connection.sendall(head + body)
+            else:
+                connection.sendall(head)
+                connection.sendall(body)
+        except (BrokenPipeError, ConnectionResetError):
+            return False  # it may have answered "busy" or "too large" first
+        return True
+
+    def _send_file(self, connection: DeadlineSocket, body: StagedBody) -> None:
+        piece = memoryview(bytearray(READ_BYTES))
+        left = body.size_bytes
+        with body.path.open("rb", buffering=0) as file:
+            while left:
+                number = file.readinto(piece[: min(left, READ_BYTES)])
+                if not number:
+                    raise RuntimeError("the staged file is shorter than it was")
+                connection.sendall(piece[:number])
+                left -= number
+                # A server and a page cache that are always ready would never let another greenlet run.
+                self._sleep(0)
+
     def _too_late(self, deadline: float, *, expires: bool) -> ForwarderError:
         if self._monotonic() < deadline:
             return InferenceTimeout(f"the inference server was silent for {self._read_timeout_s:g} s")
         if expires:
             return Expired("the task expired while it ran")
         return InferenceTimeout(f"no complete answer within {self._total_timeout_s:g} s")
-
-
-def _send(connection: DeadlineSocket, head: bytes, body: bytes) -> bool:
-    """Send the request; return False if the server closed before it had read all of it."""
-    try:
-        if len(body) <= COPIED_BYTES_MAX:
-            connection.sendall(head + body)
-        else:
-            connection.sendall(head)
-            connection.sendall(body)
-    except (BrokenPipeError, ConnectionResetError):
-        return False  # it may have answered "busy" or "too large" first
-    return True
 
 
 def _name(error: OSError) -> str:

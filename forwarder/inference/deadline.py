@@ -32,7 +32,7 @@ class DeadlineSocket:
         self._deadline = deadline
         self._silence_s = silence_s
 
-    def sendall(self, data: bytes) -> None:
+    def sendall(self, data: bytes | memoryview) -> None:
         """Send everything before the deadline, or raise TimeoutError."""
         left = memoryview(data)
         while left:

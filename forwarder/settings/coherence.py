@@ -26,12 +26,7 @@ SQS_HELD_S_MAX = 12 * 3600
 SQS_VISIBILITY_S_SHORT = 15
 
 #: Read and checked now, but no part of this version acts on them.
-NOT_IN_EFFECT = (
-    "autoscale",
-    "memory_limit_mb",
-    "worker_rss_mb",
-    "http_port",
-)
+NOT_IN_EFFECT = ("http_port",)
 
 
 def check(settings: Settings, sources: Mapping[str, str]) -> list[str]:
@@ -39,15 +34,22 @@ def check(settings: Settings, sources: Mapping[str, str]) -> list[str]:
     _check_sqs(settings)
     _check_hooks(settings)
     _check_stop(settings)
-    return _lease_warnings(settings) + _ignored(settings) + _not_in_effect(settings, sources)
+    _check_memory(settings)
+    _check_staging(settings)
+    return (
+        _lease_warnings(settings)
+        + _wait_warnings(settings)
+        + _ignored(settings)
+        + _not_in_effect(settings, sources)
+    )
 
 
 def held_s(settings: Settings) -> float:
-    """Return how many seconds a task may be held: the last call, the waits before it, the result store.
+    """Return how many seconds a task may be held: its input, the waits and the last call, the result store.
 
     Earlier calls that failed slowly come on top.
     """
-    return settings.task_timeout_s + settings.retry_slot_s + settings.store_retry_s
+    return settings.input_timeout_s + settings.task_timeout_s + settings.retry_slot_s + settings.store_retry_s
 
 
 def _check_sqs(settings: Settings) -> None:
@@ -92,6 +94,24 @@ def _check_stop(settings: Settings) -> None:
         )
 
 
+def _check_memory(settings: Settings) -> None:
+    if settings.memory_low_percent >= settings.memory_high_percent:
+        raise _refused(
+            "memory_low_percent",
+            settings,
+            f"less than {settings.memory_high_percent}, above which the pool shrinks "
+            f"({BY_FIELD['memory_high_percent'].flag})",
+        )
+
+
+def _check_staging(settings: Settings) -> None:
+    """Room for one answer is kept, so that what has begun can end; the largest input must fit beside it."""
+    needed = settings.input_bytes_max + settings.destination_bytes_max
+    if settings.stage_bytes_max < needed:
+        flags = " and ".join(BY_FIELD[field].flag for field in ("input_bytes_max", "destination_bytes_max"))
+        raise _refused("stage_bytes_max", settings, f"at least {needed}, what {flags} are together")
+
+
 def _lease_warnings(settings: Settings) -> list[str]:
     """Return a warning for each way in which tasks are likely to run, and be paid for, twice."""
     visibility_timeout_s = settings.visibility_timeout_s
@@ -106,7 +126,13 @@ def _lease_warnings(settings: Settings) -> list[str]:
             f"{SQS_VISIBILITY_S_SHORT} s one slow answer of SQS loses leases, and tasks run twice"
         )
     if on_sqs and (longest_s := held_s(settings) + visibility_timeout_s) > SQS_HELD_S_MAX:
-        fields = ("task_timeout_s", "retry_slot_s", "store_retry_s", "visibility_timeout_s")
+        fields = (
+            "input_timeout_s",
+            "task_timeout_s",
+            "retry_slot_s",
+            "store_retry_s",
+            "visibility_timeout_s",
+        )
         warnings.append(
             f"{', '.join(BY_FIELD[field].flag for field in fields)} together are {longest_s:g} s: SQS renews "
             f"no lease beyond {SQS_HELD_S_MAX} s, and a task that takes so long runs twice"
@@ -119,18 +145,34 @@ def _lease_warnings(settings: Settings) -> list[str]:
     return warnings
 
 
+def _wait_warnings(settings: Settings) -> list[str]:
+    """Return a warning where a worker that stops leaves a poll behind, which takes a task in vain."""
+    wait_s, drain_s = settings.sqs_wait_s, settings.drain_timeout_s
+    if settings.broker_kind != "sqs" or wait_s is None or wait_s < drain_s:
+        return []
+    return [
+        f"{BY_FIELD['sqs_wait_s'].title} is {wait_s} s, not less than the drain timeout of {drain_s:g} s: "
+        "what the last poll of a worker that stops brings is held until its visibility timeout"
+    ]
+
+
 def _ignored(settings: Settings) -> list[str]:
     """Return a warning for each setting that is given and that another setting makes pointless."""
     pointless = {
         "max_tasks_per_child": settings.pool == "gevent" and "the gevent pool has no children",
+        "max_memory_per_child_mb": settings.pool == "gevent" and "the gevent pool has no children",
+        "worker_rss_mb": settings.pool == "gevent" and "the gevent pool has no children",
+        "sqs_wait_s": settings.broker_kind != "sqs" and "the broker is not sqs://",
         "sqs_url": settings.broker_kind != "sqs" and "the broker is not sqs://",
+        "input_allow": "https" not in settings.input_schemes and "https:// inputs are off",
         "callback_url": "callback" not in settings.hooks and "the callback hook is off",
+        "firehose_linger_s": "logging" not in settings.hooks and "the logging hook is off",
         "firehose_stream": "logging" not in settings.hooks and "the logging hook is off",
     }
     return [
         f"{BY_FIELD[field].title} is ignored: {reason}"
         for field, reason in pointless.items()
-        if reason and value_of(settings, field) is not None
+        if reason and value_of(settings, field) not in (None, ())
     ]
 
 

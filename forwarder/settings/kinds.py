@@ -157,6 +157,19 @@ def _hooks(text: str) -> tuple[str, ...]:
     return names
 
 
+def _schemes(text: str) -> tuple[str, ...]:
+    names = _list(text)
+    if not set(names) <= {"s3", "https"}:
+        raise ValueError
+    return names
+
+
+def _folder(text: str) -> str:
+    if not text.startswith("/") or re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError
+    return text
+
+
 def _address_patterns(text: str) -> tuple[str, ...]:
     patterns = _list(text)
     for pattern in patterns:
@@ -226,6 +239,8 @@ QUEUES = Kind(
     listed=True,
 )
 HOOKS = Kind(_hooks, "logging, callback, or both, separated by a comma", "NAME", repeatable=True, listed=True)
+SCHEMES = Kind(_schemes, "s3, https, or both, separated by a comma", "NAME", repeatable=True, listed=True)
+FOLDER = Kind(_folder, "an absolute path without control characters", "PATH")
 ADDRESS_PATTERNS = Kind(
     _address_patterns,
     "host patterns (*.example.com) or CIDRs (10.0.0.0/8), separated by commas",

@@ -34,6 +34,8 @@ class Settings:
     sqs_url: str | None = None
     visibility_timeout_s: int = 60
     stock_visibility_timeout_s: int = 86400
+    redis_wait_s: float = 0.25
+    sqs_wait_s: int | None = None  # None: 10, or 3 where the drain is short
     result_expires_s: int = 86400
     track_started: bool = False
     store_retry_s: float = 300.0
@@ -42,6 +44,7 @@ class Settings:
     pool: Pool = "prefork"
     concurrency: int = 4
     max_tasks_per_child: int | None = None
+    max_memory_per_child_mb: int | None = None
     drain_timeout_s: float = 30.0
     termination_grace_s: float | None = None
 
@@ -54,10 +57,21 @@ class Settings:
     response_bytes_max: int = 64 * 1024 * 1024
     retry_slot_s: float = 60.0
     max_retries: int = 30
+    inflight_bytes_max: int | None = None  # None: a part of the memory limit
     unwrap_payload: bool = True
     wrap_response: bool = True
     status_in_body: bool = True
     serialize_results_as_string: bool = False
+
+    # Large bodies
+    input_schemes: tuple[str, ...] = ("s3", "https")
+    input_allow: tuple[str, ...] = ()
+    input_bytes_max: int = 2 * 1024**3
+    input_timeout_s: float = 900.0
+    destination_bytes_max: int = 1024**3
+    stage_folder: str = "/tmp"  # noqa: S108 - a folder of our own is made in it
+    stage_bytes_max: int = 4 * 1024**3
+    stage_above_bytes: int = 256 * 1024
 
     # Delivery
     max_deliveries: int = 5
@@ -71,11 +85,16 @@ class Settings:
     firehose_stream: str | None = None
     firehose_role_arn: str | None = None
     firehose_max_pool_connections: int = 50
+    firehose_linger_s: float | None = None  # None: by the pool and its size
     endpoint: EndpointIdentity = field(default_factory=EndpointIdentity)
 
     # Operation
     http_port: int = 0
     autoscale: tuple[int, int] | None = None
+    autoscale_step: int = 8
+    autoscale_idle_s: float = 30.0
+    memory_low_percent: int = 50
+    memory_high_percent: int = 70
     memory_limit_mb: int | None = None
     worker_rss_mb: int | None = None
     log_level: str = "INFO"
@@ -89,6 +108,11 @@ class Settings:
         if scheme == "sqs":
             return "sqs"
         return "amqp"
+
+    @property
+    def slots_max(self) -> int:
+        """Return how many tasks are worked on at the same time, at most."""
+        return self.concurrency if self.autoscale is None else self.autoscale[0]
 
     @property
     def uses_aws(self) -> bool:

@@ -54,6 +54,10 @@ class Spec:
         """Return the default in words."""
         return render(self.default) or self.default_words
 
+    def assignment(self, value: object) -> str:
+        """Return the line of an env file that sets the value."""
+        return f"{self.environ}={render(value)}"
+
     def show(self, value: object) -> str:
         """Return the value as text that may be printed, secrets redacted."""
         return self.redacted(render(value))

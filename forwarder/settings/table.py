@@ -70,6 +70,23 @@ _BROKER = (
         "left unacked is taken over only after it.",
     ),
     Spec(
+        "redis_wait_s",
+        "--redis-wait",
+        "FORWARDER_REDIS_WAIT_S",
+        kinds.seconds(1),
+        "Seconds that an idle worker waits in one Redis list before it looks at all its queues and "
+        "priorities: that long a task of another waits, and each look is a round trip and 1 ms of CPU.",
+    ),
+    Spec(
+        "sqs_wait_s",
+        "--sqs-wait",
+        "FORWARDER_SQS_WAIT_S",
+        kinds.whole_number(1, 20),
+        "Seconds that one poll of SQS waits for a task: an idle worker makes 60 / N paid calls a minute. A "
+        "worker that stops waits as long.",
+        default_words="10; 3 where the drain timeout is below 12",
+    ),
+    Spec(
         "result_expires_s",
         "--result-expires",
         "FORWARDER_RESULT_EXPIRES_S",
@@ -104,7 +121,8 @@ _BROKER = (
         "--message-bytes-max",
         "FORWARDER_MESSAGE_BYTES_MAX",
         kinds.whole_number(1, 2**32),
-        "Bytes that a task's message may have; a larger one is put aside in the dead letters.",
+        "Bytes that a task's message may have; a larger one is put aside in the dead letters. Each costs "
+        "five bytes of memory in every slot, at most.",
     ),
 )
 
@@ -121,7 +139,8 @@ _POOL = (
         "--concurrency",
         "FORWARDER_CONCURRENCY",
         kinds.whole_number(1, 10_000),
-        "Number of tasks worked on at the same time.",
+        "Number of tasks worked on at the same time. A slot costs up to five times the bytes of its "
+        "message and response, and a connection to each service; on prefork a process of 24 MiB as well.",
         other_flags=("--num-workers",),
     ),
     Spec(
@@ -132,6 +151,15 @@ _POOL = (
         "Number of tasks after which a prefork process is replaced; a bad value counts as off.",
         gentle=True,
         default_words="off",
+    ),
+    Spec(
+        "max_memory_per_child_mb",
+        "--max-memory-per-child-mb",
+        "FORWARDER_MAX_MEMORY_PER_CHILD_MB",
+        kinds.whole_number(1, 100_000_000),
+        "Memory in MB (2^20 bytes) that a prefork process may have had resident at its peak, what it shares "
+        "included; with more it is replaced after its task.",
+        default_words="off; with --autoscale, what each of MIN processes may have",
     ),
     Spec(
         "drain_timeout_s",
@@ -155,8 +183,39 @@ _POOL = (
         "--autoscale",
         "FORWARDER_AUTOSCALE",
         kinds.AUTOSCALE,
-        "Largest and smallest size of the pool.",
+        "Largest and smallest size of the pool; with it --concurrency has no effect. Prefork starts with MIN "
+        "processes and grows as far as memory allows.",
         default_words="off",
+    ),
+    Spec(
+        "autoscale_step",
+        "--autoscale-step",
+        "FORWARDER_AUTOSCALE_STEP",
+        kinds.whole_number(1, 10_000),
+        "Number of prefork processes that are started at a time; the worker takes no message meanwhile, "
+        "some 10 ms for each.",
+    ),
+    Spec(
+        "autoscale_idle_s",
+        "--autoscale-idle",
+        "FORWARDER_AUTOSCALE_IDLE_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds for which two or more prefork processes have been idle before one of them is ended.",
+    ),
+    Spec(
+        "memory_low_percent",
+        "--memory-low-percent",
+        "FORWARDER_MEMORY_LOW_PERCENT",
+        kinds.whole_number(1, 100),
+        "Part of the memory limit in percent from which on the pool no longer grows.",
+    ),
+    Spec(
+        "memory_high_percent",
+        "--memory-high-percent",
+        "FORWARDER_MEMORY_HIGH_PERCENT",
+        kinds.whole_number(1, 100),
+        "Part of the memory limit in percent above which the pool shrinks; it is never given more processes "
+        "than fit below.",
     ),
     Spec(
         "memory_limit_mb",
@@ -222,7 +281,17 @@ _INFERENCE = (
         "--response-bytes-max",
         "FORWARDER_RESPONSE_BYTES_MAX",
         kinds.whole_number(1, 2**32),
-        "Bytes that the inference server's answer may have.",
+        "Bytes that the inference server's answer may have. Each costs five bytes of memory in every slot, "
+        "at most.",
+    ),
+    Spec(
+        "inflight_bytes_max",
+        "--inflight-bytes-max",
+        "FORWARDER_INFLIGHT_BYTES_MAX",
+        kinds.whole_number(1, 2**40),
+        "Bytes that the messages that are worked on may have together, on gevent with their responses; past "
+        "it no more are taken, but one by one. A byte costs about five bytes of memory.",
+        default_words="a tenth of the memory limit",
     ),
     Spec(
         "retry_slot_s",
@@ -265,6 +334,71 @@ _INFERENCE = (
         "FORWARDER_SERIALIZE_RESULTS_AS_STRING",
         kinds.BOOLEAN,
         "Store the response as a string of JSON, not as JSON.",
+    ),
+)
+
+#: In one PUT: https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
+_S3_PUT_BYTES_MAX = 5 * 1024**3
+
+_LARGE_BODIES = (
+    Spec(
+        "input_schemes",
+        "--input-schemes",
+        "FORWARDER_INPUT_SCHEMES",
+        kinds.SCHEMES,
+        "Schemes that a payload's url may have.",
+    ),
+    Spec(
+        "input_allow",
+        "--input-allow",
+        "FORWARDER_INPUT_ALLOW",
+        kinds.ADDRESS_PATTERNS,
+        "Hosts and networks that https:// inputs may come from. A host pattern lets public addresses "
+        "through; for others their network must be listed too.",
+    ),
+    Spec(
+        "input_bytes_max",
+        "--input-bytes-max",
+        "FORWARDER_INPUT_BYTES_MAX",
+        kinds.whole_number(1, 2**43),
+        "Bytes that a body by reference may have.",
+    ),
+    Spec(
+        "input_timeout_s",
+        "--input-timeout",
+        "FORWARDER_INPUT_TIMEOUT_S",
+        kinds.seconds(_WEEK_S),
+        "Seconds in which a body by reference must have been read, the wait for room on the disk included.",
+    ),
+    Spec(
+        "destination_bytes_max",
+        "--destination-bytes-max",
+        "FORWARDER_DESTINATION_BYTES_MAX",
+        kinds.whole_number(1, _S3_PUT_BYTES_MAX),
+        "Bytes that the inference server's answer may have where it goes to a destination_path.",
+    ),
+    Spec(
+        "stage_folder",
+        "--stage-folder",
+        "FORWARDER_STAGE_FOLDER",
+        kinds.FOLDER,
+        "Where large bodies are kept while their task runs: on a disk, because on a tmpfs they would be in "
+        "memory. A folder of the worker's own is made in it; workers may share it, and its bound.",
+    ),
+    Spec(
+        "stage_bytes_max",
+        "--stage-bytes-max",
+        "FORWARDER_STAGE_BYTES_MAX",
+        kinds.whole_number(1, 2**50),
+        "Bytes of disk that large bodies may take, of all processes together; a task that needs more waits.",
+    ),
+    Spec(
+        "stage_above_bytes",
+        "--stage-above-bytes",
+        "FORWARDER_STAGE_ABOVE_BYTES",
+        kinds.whole_number(0, 2**32),
+        "Bytes up to which a body by reference, or an answer that goes to a destination_path, stays in "
+        "memory.",
     ),
 )
 
@@ -319,8 +453,18 @@ _HOOKS = (
         "--firehose-max-pool-connections",
         "FIREHOSE_CLIENT_MAX_POOL_CONNECTIONS",
         kinds.whole_number(1, 10_000),
-        "Connections of the Firehose client; a bad value counts as the default.",
+        "Connections of each process's Firehose client at most, each a descriptor; a bad value counts as the "
+        "default.",
         gentle=True,
+    ),
+    Spec(
+        "firehose_linger_s",
+        "--firehose-linger",
+        "FORWARDER_FIREHOSE_LINGER_S",
+        kinds.seconds(10, zero=True),
+        "Seconds that calls of Firehose begin apart, so that one carries up to 500 records; a task may wait "
+        "so long in its slot. With 0 each record is a call of its own, milliseconds of CPU.",
+        default_words="0.05 on gevent with 16 slots and more, otherwise 0",
     ),
 )
 
@@ -372,6 +516,7 @@ GROUPS: Mapping[str, tuple[Spec, ...]] = {
     "Broker and results": _BROKER,
     "Pool": _POOL,
     "Inference server": _INFERENCE,
+    "Large bodies": _LARGE_BODIES,
     "Hooks": _HOOKS,
     "Endpoint identity": _ENDPOINT,
     "Operation": _OPERATION,

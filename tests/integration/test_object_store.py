@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
 from forwarder.cloud.session import AwsSession, s3_client
-from forwarder.forwarding.errors import InputUnavailable, InvalidPayload, OutputUnavailable
+from forwarder.forwarding.errors import InputUnavailable, OutputUnavailable
+from forwarder.forwarding.ports import StagedBody
 from forwarder.testing.aws_resources import client, create_bucket
 
 CLOUDS = ["moto", "localstack"]
@@ -42,7 +44,10 @@ def test_what_was_written_is_read_back_and_has_a_checksum(
 ) -> None:
     body = bytes(range(256)) * 1000
     store.write(f"s3://{bucket}/a/key with?signs#é", body)
-    assert store.read(f"s3://{bucket}/a/key with?signs#é", max_bytes=len(body)) == body
+    opened = store.open(f"s3://{bucket}/a/key with?signs#é")
+    assert opened.size_bytes == len(body)
+    assert opened.read(len(body)) == body
+    assert opened.read(1) == b""
     head = client(cloud.env, "s3").head_object(
         Bucket=bucket, Key="a/key with?signs#é", ChecksumMode="ENABLED"
     )
@@ -50,19 +55,30 @@ def test_what_was_written_is_read_back_and_has_a_checksum(
 
 
 @pytest.mark.parametrize("cloud", CLOUDS, indirect=True)
-def test_an_object_beyond_the_bound_is_refused(cloud: Any, bucket: str, store: S3ObjectStore) -> None:
-    store.write(f"s3://{bucket}/key", b"123456")
-    with pytest.raises(InvalidPayload, match="more than 5 bytes"):
-        store.read(f"s3://{bucket}/key", max_bytes=5)
-    assert store.read(f"s3://{bucket}/key", max_bytes=6) == b"123456"
+def test_a_file_is_written_and_gone_on_with_behind_what_was_read(
+    cloud: Any, bucket: str, store: S3ObjectStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(body := bytes(range(256)) * 1000)
+    store.write(f"s3://{bucket}/key", StagedBody(path=path, size_bytes=len(body)))
+    first = store.open(f"s3://{bucket}/key")
+    beginning = first.read(1000)
+    first.close()
+    second = store.open(f"s3://{bucket}/key", after_bytes=1000, tag=first.tag)
+    assert second.size_bytes == len(body) - 1000
+    assert beginning + second.read(len(body)) == body
+    store.write(f"s3://{bucket}/key", b"another")
+    with pytest.raises(InputUnavailable) as changed:
+        store.open(f"s3://{bucket}/key", after_bytes=1000, tag=first.tag)
+    assert changed.value.metadata == "PreconditionFailed"
 
 
 @pytest.mark.parametrize("cloud", CLOUDS, indirect=True)
 def test_what_is_not_there_is_named_by_awss_word(cloud: Any, bucket: str, store: S3ObjectStore) -> None:
     with pytest.raises(InputUnavailable) as no_key:
-        store.read(f"s3://{bucket}/none", max_bytes=5)
+        store.open(f"s3://{bucket}/none")
     with pytest.raises(InputUnavailable) as no_bucket:
-        store.read(f"s3://{bucket}-none/key", max_bytes=5)
+        store.open(f"s3://{bucket}-none/key")
     with pytest.raises(OutputUnavailable) as not_written:
         store.write(f"s3://{bucket}-none/key", b"body")
     words = [raised.value.metadata for raised in (no_key, no_bucket, not_written)]

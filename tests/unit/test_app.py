@@ -102,6 +102,38 @@ def _no_thread(**_: object) -> None:
     raise RuntimeError("can't start new thread")
 
 
+@pytest.mark.parametrize(
+    ("settings", "schemes"),
+    [
+        (Settings(), "s3"),
+        (Settings(input_allow=("*.example.com",)), "s3,https"),
+        (Settings(input_allow=("*.example.com",), input_schemes=("s3",)), "s3"),
+        (Settings(input_allow=("*.example.com",), input_schemes=("https",)), "https"),
+    ],
+)
+def test_inputs_come_by_the_allowed_schemes_and_https_only_where_a_host_is_named(
+    settings: Settings, schemes: str
+) -> None:
+    staging = Composition(settings).parts.get().forwarder.staging
+    assert repr(staging).endswith(f" schemes={schemes}>")
+
+
+@pytest.mark.parametrize(
+    ("settings", "linger_s"),
+    [
+        (Settings(concurrency=50), None),  # a process sends one record at a time
+        (Settings(pool="gevent", concurrency=15), None),
+        (Settings(pool="gevent", concurrency=16), 0.05),
+        (Settings(pool="gevent", concurrency=16, firehose_linger_s=0.0), None),
+        (Settings(pool="gevent", concurrency=4, firehose_linger_s=0.2), 0.2),
+    ],
+)
+def test_records_gather_where_slots_are_many_or_the_setting_says(
+    settings: Settings, linger_s: float | None
+) -> None:
+    assert Composition(settings)._linger_s() == linger_s
+
+
 def test_the_secrets_of_the_settings_are_not_in_their_repr() -> None:
     settings = Settings(
         broker_url="redis://:hunter2@h/0", result_backend="redis://:hunter2@h/1", callback_secret="hunter2"

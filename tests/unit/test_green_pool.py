@@ -6,6 +6,7 @@ import inspect
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -16,6 +17,8 @@ from celery.exceptions import WorkerShutdown
 from celery.worker.pidbox import gPidbox
 
 from forwarder.green_pool import GreenPool
+
+APP = SimpleNamespace(conf=SimpleNamespace(forwarder_slot_is_empty=lambda: None))
 
 
 class Calls:
@@ -41,7 +44,7 @@ def calls() -> Calls:
 
 @pytest.fixture
 def pool() -> Iterator[GreenPool]:
-    made: Any = GreenPool(limit=1)
+    made: Any = GreenPool(limit=1, app=APP)
     made.start()
     yield made
     for number in list(made._pool._jobs):

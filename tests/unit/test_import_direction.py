@@ -21,17 +21,26 @@ SOURCES = {
 }
 MODULES = sorted(SOURCES)
 
-ADAPTERS = ("inference", "brokers", "results", "hooks", "cloud", "telemetry")
+ADAPTERS = ("inference", "brokers", "results", "hooks", "cloud", "scaling", "staging", "telemetry")
 #: Pure and small: every room may import it, and it imports nothing of ours.
 FOR_EVERYBODY = "backoff"
-STATED_INTERFACES = ("aws_errors", "redis_batches", "forwarding.errors", "forwarding.ports", "settings")
+STATED_INTERFACES = (
+    "addresses",
+    "aws_errors",
+    "redis_batches",
+    "forwarding.errors",
+    "forwarding.ports",
+    "settings",
+)
 
 #: Room to the rooms (or modules) that it may import besides itself.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "__init__": (),
     "__main__": ("pool", "cli"),
     "pool": (),
+    "stop_signals": (),
     FOR_EVERYBODY: (),
+    "addresses": (),
     "aws_errors": (),
     "redis_batches": (),
     "settings": (),
@@ -40,19 +49,33 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "green_pool": ("green_slots",),
     "green_slots": (),
     "prefork_pool": (),
-    "drain": ("brokers.leases", "brokers.background"),
+    "drain": ("brokers.leases", "brokers.background", "stop_signals"),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
-    "app": ("__init__", "pool", "settings", "forwarding", *ADAPTERS),
-    "worker": ("__init__", "app", "drain", "pool", "settings", "forwarding", *ADAPTERS),
+    "app": ("__init__", "addresses", "pool", "settings", "forwarding", *ADAPTERS),
+    "worker": ("__init__", "app", "drain", "pool", "stop_signals", "settings", "forwarding", *ADAPTERS),
     "cli": ("__init__", "cli.demo", "app", "worker", "pool", "compat", "settings", "forwarding", *ADAPTERS),
     "cli.demo": ("__init__", "demo", "testing", "settings"),
+    "cli.loadtest": ("cli", "loadtest", "testing", "settings", "forwarding"),
+    "cli.tune": ("cli", "app", "tuning", "settings", "forwarding", *ADAPTERS),
+    "tuning": ("settings", "forwarding", "scaling"),
     "testing": ("__init__", "settings"),
     "demo": ("__init__", "testing", "settings", "forwarding.errors"),
+    "loadtest": ("__init__", "testing", "settings", "scaling.container", "scaling.process_memory"),
 }
-READS_ENVIRONMENT = ("__main__", "cli", "cli.demo", "compat", "demo", "pool", "settings", "testing")
+READS_ENVIRONMENT = (
+    "__main__",
+    "cli",
+    "cli.demo",
+    "cli.loadtest",
+    "compat",
+    "demo",
+    "pool",
+    "settings",
+    "testing",
+)
 #: Loaded by no worker process as long as its settings don't ask for them.
 ON_DEMAND = {"boto3", "botocore", "ddtrace", "flask", "gevent", "moto", "rich"}
-LOADED_ONLY_ON_DEMAND = ("cli.demo", "demo", "green_slots", "testing")
+LOADED_ONLY_ON_DEMAND = ("cli.demo", "demo", "green_slots", "loadtest", "testing", "tuning")
 NETWORK_PARTS_OF_THE_STANDARD_LIBRARY = {"asyncio", "http.client", "socket", "ssl", "urllib.request"}
 
 

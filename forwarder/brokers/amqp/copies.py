@@ -80,6 +80,15 @@ class Copies:
                 self._drop()
                 raise
 
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue. Blocks for a round trip; raises as ``publish``."""
+        with self._lock:
+            try:
+                return int(self._open().queue_declare(queue, passive=True).message_count)
+            except Exception:
+                self._drop()
+                raise
+
     def close(self) -> None:
         """Close the connection; the next copy opens another."""
         with self._lock:

@@ -60,10 +60,12 @@ class AmqpLeases:
         self,
         *,
         copies: Copies,
+        queues: Sequence[str] = (),
         monotonic: Callable[[], float] = time.monotonic,
         stopping: Callable[[], bool] = lambda: state.should_stop is not None,
     ) -> None:
         self._copies = copies
+        self._queues = queues
         self._monotonic = monotonic
         self._stopping = stopping
 
@@ -170,6 +172,10 @@ class AmqpLeases:
     def take_over(self) -> int:
         """Return 0: RabbitMQ gives a dead worker's messages to others by itself."""
         return 0
+
+    def waiting(self) -> int:
+        """Return how many messages wait. Blocks for a round trip a queue."""
+        return sum(self._copies.waiting(queue) for queue in self._queues)
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return all of them: RabbitMQ gives them to others at once. No IO."""

@@ -80,13 +80,17 @@ class RedisLeases:
         return f"forwarder:{{{queue}}}:intake:{self._process}"
 
     def begin_take(
-        self, queues: Sequence[str], lists: Sequence[str], most: int | None
+        self, queues: Sequence[str], lists: Sequence[str], most: int | None, bytes_left: int
     ) -> tuple[Take, list[Any]]:
-        """Return a take and the arguments of its script; without a ``most``, as many as one may have."""
+        """Return a take and the arguments of its script; without a ``most``, as many as one may have.
+
+        It ends with the message that makes it ``bytes_left`` or more.
+        """
         self._queues.update(dict.fromkeys(queues))  # one that remote control added is swept, too
         most = TAKE_MAX if most is None else min(most, TAKE_MAX)
         take = Take(queues=queues, lists=lists, most=most, sent_s=self._monotonic(), run=self._run)
-        head = [most, self._lease_ms, self._message_bytes_max, self._process, len(queues)]
+        together = max(1, min(bytes_left, self._message_bytes_max))
+        head = [most, self._lease_ms, self._message_bytes_max, together, self._process, len(queues)]
         return take, [*head, *queues, *lists]
 
     def end_take(self, take: Take, reply: Iterable[Sequence[Any]]) -> list[Taken]:
@@ -177,6 +181,14 @@ class RedisLeases:
             self._grace.begin()
             raise
         return moved + self._stock.sweep(queues, now)
+
+    def waiting(self) -> int:
+        """Return how many messages wait. Blocks for a round trip."""
+        with self._connected().pipeline(transaction=False) as pipeline:
+            for queue in list(self._queues):
+                for name in lists_of(queue):
+                    pipeline.llen(name)
+            return sum(pipeline.execute())
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return none: a lease outlives the connection."""

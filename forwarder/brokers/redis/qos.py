@@ -19,12 +19,12 @@ class BookedQoS(virtual.QoS):
     channel: Any
 
     def can_consume(self) -> bool:
-        """Return whether there is a free slot."""
-        return not self.prefetch_count or len(self._book) < self.prefetch_count
+        """Return whether there is room for a message."""
+        return not self.prefetch_count or self._book.room(self.prefetch_count) > 0
 
     def can_consume_max_estimate(self) -> int | None:  # type: ignore[override]  # kombu returns None, too
-        """Return the number of free slots; None is no limit."""
-        return max(self.prefetch_count - len(self._book), 0) if self.prefetch_count else None
+        """Return the number of messages there is room for; None is no limit."""
+        return self._book.room(self.prefetch_count) if self.prefetch_count else None
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Do nothing: it is registered already."""

@@ -48,23 +48,25 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-#: ARGV: most items, lease in ms, most bytes of an item, process, number of queues,
-#: the queues, then the lists to pop from: those of the first priority for every queue, and so on.
+#: ARGV: most items, lease in ms, most bytes of an item, and of all but the last, process,
+#: number of queues, the queues, then the lists to pop from: those of the first priority for every
+#: queue, and so on.
 #: Returns {place of the list, lease, count, 1 when it was delivered before, item} each; of an
 #: item that is too large {place, lease, count, 0 or 1, nil, bytes, task id or nil}.
 TAKE = (
     _CLOCK
     + """
-local most, bytes_max, process, queues = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local most, bytes_max, together = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local process, queues = ARGV[5], tonumber(ARGV[6])
 local deadline = now + tonumber(ARGV[2])
 local taken, bytes = {}, 0
-local function queue_of(place) return ARGV[6 + place % queues] end
+local function queue_of(place) return ARGV[7 + place % queues] end
 local function base_of(place) return 'forwarder:{' .. queue_of(place) .. '}:' end
 local function take(list, place)
-    while #taken < most and bytes < bytes_max do
+    while #taken < most and bytes < together do
         local item = redis.call('RPOP', list)
         if not item then return end
-        local base, home, sha = base_of(place), ARGV[6 + queues + place], redis.sha1hex(item)
+        local base, home, sha = base_of(place), ARGV[7 + queues + place], redis.sha1hex(item)
         local lease = redis.call('INCR', base .. 'seq') .. ':' .. process .. ':' .. sha
         redis.call('HSET', base .. 'unacked', lease, item)
         if home ~= queue_of(place) then redis.call('HSET', base .. 'homes', lease, home) end
@@ -81,7 +83,7 @@ local function take(list, place)
     end
 end
 for place = 0, queues - 1 do take(base_of(place) .. 'intake:' .. process, place) end
-for place = 0, #ARGV - 6 - queues do take(ARGV[6 + queues + place], place) end
+for place = 0, #ARGV - 7 - queues do take(ARGV[7 + queues + place], place) end
 if #taken == 0 then
     -- The caller waits next, into its intake lists: a peer empties them once they are overdue.
     for place = 0, queues - 1 do

@@ -30,8 +30,6 @@ from forwarder.brokers.stopping import StopsAtOnce
 
 log = logging.getLogger(__name__)
 
-#: Seconds that an idle worker waits in one list; after it, it looks at all queues and priorities.
-WAIT_S = 0.25
 #: Seconds that the blocking loop waits for a slot before it looks at other things.
 SLOT_WAIT_S = 1.0
 _TAKE_SHA = sha1(TAKE)
@@ -57,7 +55,10 @@ class LeasedChannel(redis.Channel):
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         super().__init__(connection, **kwargs)
-        self.book: LeaseBook | None = connection.client.transport_options.get("book")
+        options = connection.client.transport_options
+        self.book: LeaseBook | None = options.get("book")
+        #: Seconds that an idle worker waits in one list; after it, it looks at all queues and priorities.
+        self._wait_s: float = options.get("wait_s", 0.25)
         if self.book is not None:
             self.QoS = BookedQoS
         self._met = False
@@ -122,7 +123,7 @@ class LeasedChannel(redis.Channel):
         if self.book is None or not self.active_queues or self.qos.can_consume():
             return True
         wait_s = SLOT_WAIT_S if timeout_s is None else min(timeout_s, SLOT_WAIT_S)
-        return self.book.wait_below(self.qos.prefetch_count, wait_s)
+        return self.book.wait_room(self.qos.prefetch_count, wait_s)
 
     @property
     def _leases(self) -> Any:
@@ -132,14 +133,15 @@ class LeasedChannel(redis.Channel):
 
     def _take(self, queues: Sequence[str]) -> list[Any]:
         lists = [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
-        self._pending, arguments = self._leases.begin_take(queues, lists, self.qos.can_consume_max_estimate())
+        most, bytes_left = self.qos.can_consume_max_estimate(), cast(LeaseBook, self.book).bytes_left()
+        self._pending, arguments = self._leases.begin_take(queues, lists, most, bytes_left)
         script = ["EVALSHA", _TAKE_SHA] if self._script_known else ["EVAL", TAKE]
         return [*script, 0, *arguments]
 
     def _wait(self, queue: str) -> list[Any]:
         self._queue_cycle.rotate(queue)
         self._waited_for = queue
-        return ["BLMOVE", queue, self._leases.intake(queue), "RIGHT", "LEFT", WAIT_S]
+        return ["BLMOVE", queue, self._leases.intake(queue), "RIGHT", "LEFT", self._wait_s]
 
     def _read_reply(self) -> list[Taken]:
         self._wait_next = False
@@ -197,7 +199,7 @@ class LeasedChannel(redis.Channel):
                 self._give_back(left)
 
     def _end_wait(self) -> None:
-        """Give back what is on its way: a reply, at most ``WAIT_S`` away, and what was waited for."""
+        """Give back what is on its way: a reply, at most ``--redis-wait`` away, and what was waited for."""
         if self.book is None:
             return
         try:

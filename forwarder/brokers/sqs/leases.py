@@ -65,6 +65,7 @@ class SqsLeases:
         self._fetched_by_s = 0.0
         self._closed = False
         self._loose: dict[str, tuple[RawMessage, float]] = {}
+        self._waiting = 0
         #: Set whenever a message was opened or settled: a slot may be free.
         self.changed = threading.Event()
 
@@ -99,6 +100,7 @@ class SqsLeases:
             messages = self._calls.receive(
                 number, wait_s=self._wait_s, visibility_timeout_s=self._visibility_timeout_s
             )
+            self._waiting = number if len(messages) == number else 0
             # SQS answers within the wait; an answer that took longer was late on its way.
             taken_s = min(self._clock(), asked_s + self._wait_s)
             with self._idle:
@@ -224,6 +226,10 @@ class SqsLeases:
     def take_over(self) -> int:
         """Return 0: SQS itself gives a dead worker's messages to others."""
         return 0
+
+    def waiting(self) -> int:
+        """Return how many the last poll asked for, if it brought so many: as many more may wait. No IO."""
+        return self._waiting
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return none: a lease on SQS knows no connection."""

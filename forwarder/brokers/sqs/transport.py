@@ -87,7 +87,7 @@ class BookedChannel(SQS.Channel):
         book.expecting = lambda: _leases(book).polling
         self._receiver = Receiver(
             leases=_leases(book),
-            slots=lambda: (self.qos.prefetch_count or BATCH_MAX, len(book)),
+            slots=self._slots,
             arrived=partial(self.connection.arrived, self, queue),
             wanted=_worker_goes_on,
         )
@@ -113,6 +113,11 @@ class BookedChannel(SQS.Channel):
         callback = self.connection._callbacks.get(queue) if self.connection else None
         if callback is not None:
             callback(self._message_to_python(raw, queue, None))
+
+    def _slots(self) -> tuple[int, int]:
+        book: LeaseBook = self.transport_options["book"]
+        held = len(book)
+        return held + book.room(self.qos.prefetch_count or BATCH_MAX), held
 
     def _message_to_python(self, message: Any, queue_name: str, q_url: Any) -> Any:
         try:

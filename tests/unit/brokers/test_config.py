@@ -104,3 +104,8 @@ def test_an_envelope_stays_as_it_is() -> None:
 @pytest.mark.parametrize(("drain_s", "wait_s"), [(30.0, 10), (12.0, 10), (11.0, 3), (0.0, 3)])
 def test_a_poll_of_sqs_is_as_long_as_a_stop_can_wait_for(drain_s: float, wait_s: int) -> None:
     assert sqs_wait_s(Settings(drain_timeout_s=drain_s)) == wait_s
+    assert sqs_wait_s(Settings(drain_timeout_s=drain_s, sqs_wait_s=20)) == 20
+
+
+def test_the_wait_in_a_list_of_redis_is_the_setting() -> None:
+    assert broker_config(Settings(redis_wait_s=0.5))["broker_transport_options"]["wait_s"] == 0.5

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from celery import states
 from celery.exceptions import Reject
+from celery.worker import state
 from celery.worker.consumer import Consumer
 
 from forwarder.brokers.consumer import REFUSAL_RETRY_S, ForwarderConsumer
 from forwarder.brokers.leases import Death, Delivery, LeaseBook
 from forwarder.forwarding.errors import ForwarderError
 from forwarder.forwarding.ports import PARDONS_MAX
+from forwarder.scaling.admission import Admission
 
 MAX_DELIVERIES = 3
 TOO_MANY = MAX_DELIVERIES + PARDONS_MAX + 2
@@ -348,3 +350,65 @@ def test_a_slot_that_gets_free_beside_the_loop_wakes_it(
     scene.receive(b"x" * (BYTES_MAX + 1))
     assert len(woken) == 1
     woken[0]()
+
+
+class PushedTo:
+    """Stands for kombu's consumer: notes its prefetch counts."""
+
+    def __init__(self) -> None:
+        self.queues = ["q"]
+        self.calls: list[Any] = []
+
+    def qos(self, *, prefetch_count: int) -> None:
+        self.calls.append(prefetch_count)
+
+    def cancel(self) -> None:
+        self.calls.append("cancel")
+
+    def consume(self) -> None:
+        self.calls.append("consume")
+
+
+def pushed(scene: Scene) -> PushedTo:
+    """Make the scene's broker one that pushes; what is to run in the loop runs at once."""
+    consumer: Any = scene.consumer
+    consumer.pushed = True
+    consumer.qos = SimpleNamespace(value=8)
+    consumer.task_consumer = PushedTo()
+    consumer.call_soon = lambda work: work()
+    scene.book.admission = Admission(slots_max=8, bytes_max=400)
+    return consumer.task_consumer  # type: ignore[no-any-return]
+
+
+def test_a_broker_that_pushes_is_told_less_when_messages_pass_the_budget(scene: Scene) -> None:
+    kombu = pushed(scene)
+    handle = scene.consumer.create_task_handler()
+
+    def receive(size: int) -> None:
+        headers = {"id": "a", "task": "t"}
+        handle(SimpleNamespace(body=b"x" * size, properties={}, headers=headers, delivery_info={}))
+
+    for size in (99, 100, 100, 100):
+        receive(size)
+    assert kombu.calls == [4]
+    receive(100)
+    assert kombu.calls == [4, "cancel"]
+    scene.book.hand_back(scene.book.held())
+    scene.book.ticked()
+    assert kombu.calls == [4, "cancel", "cancel", 4, "consume"]
+
+
+def test_a_worker_that_stops_asks_for_nothing_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    kombu = pushed(scene)
+    scene.receive()
+    monkeypatch.setattr(state, "should_stop", 0)
+    scene.book.admission.slots = 1  # type: ignore[attr-defined]
+    scene.book.ticked()
+    assert kombu.calls == [4]
+
+
+def test_brokers_that_are_asked_for_messages_keep_celerys_prefetch_count(scene: Scene) -> None:
+    kombu = pushed(scene)
+    scene.consumer.pushed = False
+    scene.receive(b"x" * 100)
+    assert kombu.calls == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+from forwarder.scaling.admission import Admission
 
 DEATH = Death(
     code="dead_lettered", error="too often", queue="q", deliveries=6, at="2026-01-01T00:00:00+00:00"
@@ -223,3 +224,23 @@ def test_what_could_not_be_settled_under_its_lease_is_pardoned_where_it_was_not_
     book.settle(delivery, how)
     assert not book.lose(delivery)
     assert pardoned == [delivery] * is_pardoned
+
+
+def test_payload_bytes_count_from_the_opening_to_the_settlement(book: LeaseBook) -> None:
+    book.admission = Admission(slots_max=4, bytes_max=10)
+    first = book.open(SimpleNamespace(tag="1", headers={}, body=b"123456"))
+    second = book.open(SimpleNamespace(tag="2", headers={}, body="1234"))
+    assert (book.bytes_left(), book.room(4)) == (0, 0)
+    book.settle(first, Settlement.ACK)
+    book.settle(first, Settlement.ACK)
+    assert (book.bytes_left(), book.room(4)) == (6, 3)
+    book.lose(second)
+    assert book.bytes_left() == 10
+
+
+def test_who_waits_for_room_is_woken_by_the_bytes_of_what_ends(book: LeaseBook) -> None:
+    book.admission = Admission(slots_max=4, bytes_max=10)
+    delivery = book.open(SimpleNamespace(tag="1", headers={}, body=b"x" * 10))
+    assert not book.wait_room(4, 0.0)
+    threading.Timer(0.01, book.settle, (delivery, Settlement.ACK)).start()
+    assert book.wait_room(4, 10.0)

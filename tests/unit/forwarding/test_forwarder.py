@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -14,14 +17,15 @@ from forwarder.forwarding.errors import (
     InferenceBusy,
     InferenceTimeout,
     InferenceUnreachable,
-    InvalidPayload,
 )
 from forwarder.forwarding.forwarder import Forwarder, GoBack, TaskCall
 from forwarder.forwarding.payload import ResultShape
-from forwarder.forwarding.ports import Answer
+from forwarder.forwarding.ports import Answer, Spool, StagedBody
 from forwarder.forwarding.retry import RetryPolicy
 from forwarder.telemetry.metrics import ProcessMetrics
 
+T = TypeVar("T")
+SPOOL = cast(Spool, object())
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -45,11 +49,22 @@ class Server:
 
     def __init__(self, *script: Answer | ForwarderError) -> None:
         self.script = list(script)
-        self.bodies: list[bytes] = []
+        self.bodies: list[bytes | StagedBody] = []
+        self.spools: list[Spool | None] = []
+        self.meanwhile: Callable[[], object] = lambda: None
         self.within_s: list[float | None] = []
 
-    def predict(self, body: bytes, *, headers: Mapping[str, str], within_s: float | None = None) -> Answer:
+    def predict(
+        self,
+        body: bytes | StagedBody,
+        *,
+        headers: Mapping[str, str],
+        within_s: float | None = None,
+        spool: Spool | None = None,
+    ) -> Answer:
         self.bodies.append(body)
+        self.spools.append(spool)
+        self.meanwhile()
         self.within_s.append(within_s)
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(step, ForwarderError):
@@ -58,14 +73,32 @@ class Server:
 
 
 class Objects:
+    """What is behind URLs; counts what is staged now. An ObjectStore and a Staging."""
+
     def __init__(self) -> None:
-        self.held: dict[str, bytes] = {}
+        self.held: dict[str, Any] = {}
+        self.staged = 0
+        self.within_s: list[float | None] = []
 
-    def read(self, url: str, *, max_bytes: int) -> bytes:
-        return self.held[url]
+    @contextmanager
+    def fetch(self, url: str, *, within_s: float | None = None) -> Iterator[bytes | StagedBody]:
+        self.within_s.append(within_s)
+        with self._staged(self.held[url]) as body:
+            yield body
 
-    def write(self, url: str, body: bytes) -> None:
+    def spool(self) -> AbstractContextManager[Spool]:
+        return self._staged(SPOOL)
+
+    def write(self, url: str, body: bytes | StagedBody) -> None:
         self.held[url] = body
+
+    @contextmanager
+    def _staged(self, what: T) -> Iterator[T]:
+        self.staged += 1
+        try:
+            yield what
+        finally:
+            self.staged -= 1
 
 
 def answer(status: int = 200, body: bytes = b'{"y":2}', **headers: str) -> Answer:
@@ -79,12 +112,12 @@ class Bench:
         self.metrics = ProcessMetrics()
         self.forwarder = Forwarder(
             server=self.server,
+            staging=self.objects,
             objects=self.objects,
             metrics=self.metrics,
             shape=ResultShape(),
             policy=RetryPolicy(slot_budget_s=60.0, max_retries=max_retries),
             unwrap=True,
-            body_bytes_max=1000,
             now=self.clock.now,
             sleep=self.clock.sleep,
             uniform=lambda low, high: high,
@@ -183,9 +216,47 @@ def test_a_body_by_reference_is_sent_as_it_is() -> None:
     assert bench.server.bodies == [b'{"big": true}']
 
 
-def test_a_body_from_an_https_host_is_refused() -> None:
-    with pytest.raises(InvalidPayload, match="not supported yet"):
-        Bench(answer()).forward({"url": "https://169.254.169.254/latest"})
+@pytest.mark.parametrize("steps", [[answer()], [answer(503), InferenceUnreachable("gone"), answer()]])
+def test_a_large_body_is_there_until_the_task_is_done(steps: list[Answer | ForwarderError]) -> None:
+    bench, staged = Bench(*steps), []
+    bench.objects.held["s3://bucket/key"] = StagedBody(path=Path("large"), size_bytes=9)
+    bench.server.meanwhile = lambda: staged.append(bench.objects.staged)
+    bench.forward({"url": "s3://bucket/key"})
+    assert bench.server.bodies == [bench.objects.held["s3://bucket/key"]] * len(steps)
+    assert staged == [1] * len(steps)
+    assert bench.objects.staged == 0
+
+
+def test_nothing_stays_of_a_large_body_when_its_task_goes_back() -> None:
+    bench = Bench(InferenceUnreachable("gone"))
+    bench.objects.held["s3://bucket/key"] = b"{}"
+    with pytest.raises(GoBack):
+        bench.forward({"url": "s3://bucket/key", "destination_path": "s3://bucket/out"})
+    assert bench.objects.staged == 0
+
+
+def test_a_body_is_fetched_for_no_longer_than_the_task_has() -> None:
+    bench = Bench(answer())
+    bench.objects.held["s3://bucket/key"] = b"{}"
+    bench.forward({"url": "s3://bucket/key"})
+    bench.forward({"url": "s3://bucket/key"}, expires="2026-01-02T03:04:15+00:00")
+    assert bench.objects.within_s == [None, 10.0]
+
+
+def test_only_an_answer_with_a_destination_may_be_too_large_for_memory() -> None:
+    bench = Bench(answer())
+    bench.forward({"args": 1})
+    bench.forward({"args": 1, "destination_path": "s3://bucket/out"})
+    assert bench.server.spools == [None, SPOOL]
+
+
+def test_a_large_answer_goes_to_its_destination_from_the_disk() -> None:
+    staged = StagedBody(path=Path("answer"), size_bytes=9)
+    bench = Bench(replace(answer(body=b""), staged=staged))
+    result = bench.forward({"args": 1, "destination_path": "s3://bucket/out"})
+    assert result == {"result": {"destination_path": "s3://bucket/out"}, "status_code": 200}
+    assert bench.objects.held == {"s3://bucket/out": staged}
+    assert bench.objects.staged == 0
 
 
 def test_a_destination_gets_the_raw_response_and_the_result_its_reference() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from forwarder.forwarding.errors import Expired, InferenceTimeout
+from forwarder.forwarding.errors import Expired, InferenceTimeout, InferenceUnreachable, ResponseTooLarge
+from forwarder.forwarding.ports import StagedBody
 from forwarder.inference.client import COPIED_BYTES_MAX, InferenceClient
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
@@ -62,6 +64,8 @@ class Bench:
     ) -> None:
         self.now = 100.0
         self.connect_timeouts: list[float] = []
+        self.slept_s: list[float] = []
+        self.held: list[int] = []
 
         def create_connection(address: Any, timeout: float, source: Any = None) -> Wire:
             self.connect_timeouts.append(timeout)
@@ -77,7 +81,9 @@ class Bench:
             total_timeout_s=60.0,
             response_bytes_max=1000,
             idle_max=idle_max,
+            hold=self.held.append,
             monotonic=lambda: self.now,
+            sleep=self.slept_s.append,
         )
 
     def later(self, seconds: float, piece: bytes) -> Any:
@@ -236,3 +242,144 @@ def test_no_more_connections_are_kept_than_there_may_be_idle(monkeypatch: pytest
     bench = Bench(monkeypatch, wire, idle_max=0)
     bench.client.predict(b"{}", headers={})
     assert not wire.open
+
+
+def test_the_bytes_of_a_response_are_told_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, Wire(HEAD, b"12", b"34"))
+    bench.client.predict(b"{}", headers={})
+    assert bench.held == [0, 2, 4]
+
+
+def test_a_body_in_a_file_is_sent_piece_by_piece_and_lets_others_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(bytes(range(256)) * 600)
+    wire = Wire(HEAD + b"1234")
+    bench = Bench(monkeypatch, wire)
+    assert bench.client.predict(StagedBody(path=path, size_bytes=153_600), headers={}).body == b"1234"
+    head, *pieces = wire.sent
+    assert head.endswith(b"Content-Length: 153600\r\n\r\n")
+    assert list(map(len, pieces)) == [65536, 65536, 22528]
+    assert b"".join(pieces) == path.read_bytes()
+    assert bench.slept_s == [0, 0, 0]
+
+
+def test_a_call_whose_file_has_shrunk_is_not_left_waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "body"
+    path.write_bytes(b"12")
+    wire = Wire(HEAD + b"1234")
+    with pytest.raises(RuntimeError, match="shorter"):
+        Bench(monkeypatch, wire).client.predict(StagedBody(path=path, size_bytes=3), headers={})
+    assert not wire.open
+
+
+class FakeSpool:
+    """Holds what it is given; a Spool."""
+
+    above_bytes = 10
+    bytes_max = 100
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.within_s: list[float] = []
+
+    def begin(self) -> None:
+        self.pieces.clear()
+
+    def write(self, data: bytes | bytearray, *, within_s: float) -> None:
+        if within_s <= 0.0:
+            raise TimeoutError
+        self.pieces.append(bytes(data))
+        self.within_s.append(within_s)
+
+    def finish(self) -> StagedBody:
+        return StagedBody(path=Path("staged"), size_bytes=sum(map(len, self.pieces)))
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n", b"0123456789", b"abcdefghij", b"last"],
+        [CHUNKED + b"a\r\n0123456789\r\n", b"a\r\nabcdefghij\r\n", b"4\r\nlast\r\n0\r\n\r\n"],
+        [UNTIL_CLOSED, b"0123456789", b"abcdefghij", b"last", b""],
+    ],
+    ids=["length", "chunks", "until closed"],
+)
+def test_an_answer_too_large_for_memory_goes_to_the_spool_as_it_comes(
+    monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]
+) -> None:
+    bench, spool = Bench(monkeypatch, Wire(*pieces)), FakeSpool()
+    held: list[int] = []
+    bench.client._hold = held.append
+    answer = bench.client.predict(b"{}", headers={}, spool=spool)
+    assert spool.pieces == [b"0123456789abcdefghij", b"last"]
+    assert (answer.body, answer.staged) == (b"", StagedBody(path=Path("staged"), size_bytes=24))
+    assert max(held) == 10, "what is on the disk is not held in memory"
+
+
+def test_an_answer_with_its_last_byte_in_its_first_piece_goes_there_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = Wire(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n0123456789a")
+    spool = FakeSpool()
+    answer = Bench(monkeypatch, wire).client.predict(b"{}", headers={}, spool=spool)
+    assert spool.pieces == [b"0123456789a"]
+    assert answer.body == b""
+
+
+def test_a_small_answer_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = FakeSpool()
+    answer = Bench(monkeypatch, Wire(HEAD + b"1234")).client.predict(b"{}", headers={}, spool=spool)
+    assert (answer.body, answer.staged, spool.pieces) == (b"1234", None, [])
+
+
+def test_an_error_answer_stays_in_memory_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(b"HTTP/1.1 500 No\r\nContent-Length: 200\r\n\r\n" + b"x" * 200)
+    spool = FakeSpool()
+    answer = Bench(monkeypatch, wire).client.predict(b"{}", headers={}, spool=spool)
+    assert (answer.body, answer.staged, spool.pieces) == (b"x" * 200, None, [])
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n"],
+        [UNTIL_CLOSED, *[b"0123456789"] * 10, b"x"],
+    ],
+    ids=["announced", "grown"],
+)
+def test_the_spools_bound_is_kept(monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]) -> None:
+    wire = Wire(*pieces)
+    with pytest.raises(ResponseTooLarge, match="limit of 100"):
+        Bench(monkeypatch, wire).client.predict(b"{}", headers={}, spool=FakeSpool())
+    assert not wire.open
+
+
+def test_a_spool_that_has_no_room_until_the_deadline_makes_the_answer_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire = Wire()
+    bench, spool = Bench(monkeypatch, wire), FakeSpool()
+    wire.pieces = [UNTIL_CLOSED, bench.later(15.0, b"0123456789a"), bench.later(45.0, b"b")]
+    with pytest.raises(InferenceTimeout, match="within 60 s"):
+        bench.client.predict(b"{}", headers={}, spool=spool)
+    assert spool.within_s == [45.0]
+    assert not wire.open
+
+
+def test_an_answer_that_broke_off_is_forgotten_by_the_spool(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n"
+    wire = Wire(head + b"0123456789abc", b"")
+    bench, spool = Bench(monkeypatch, wire), FakeSpool()
+    with pytest.raises(InferenceUnreachable):
+        bench.client.predict(b"{}", headers={}, spool=spool)
+    wire.pieces = [head + b"x" * 24]
+    bench.client.predict(b"{}", headers={}, spool=spool)
+    assert spool.pieces == [b"x" * 24]

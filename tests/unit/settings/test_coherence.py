@@ -22,6 +22,10 @@ SQS = {"broker_url": "sqs://", "sqs_url": "https://host/1/name"}
         ({"termination_grace_s": "10"}, "--termination-grace"),
         ({"termination_grace_s": "30"}, "--drain-timeout"),  # Kubernetes' default, and our own
         ({"termination_grace_s": "60", "drain_timeout_s": "50.5"}, "--drain-timeout"),
+        (
+            {"stage_bytes_max": "19", "input_bytes_max": "10", "destination_bytes_max": "10"},
+            "--stage-bytes-max",
+        ),
     ],
 )
 def test_settings_that_can_not_work_together_are_refused(flags: dict[str, str], named: str) -> None:
@@ -41,13 +45,15 @@ def test_settings_that_can_not_work_together_are_refused(flags: dict[str, str], 
         {"task_timeout_s": "604800", "drain_timeout_s": "1"},  # what still runs is handed back
         {"termination_grace_s": "40"},
         {"termination_grace_s": "3600", "drain_timeout_s": "3590"},
-        {**SQS, "visibility_timeout_s": "39240"},
-        {**SQS, "task_timeout_s": "43140", "retry_slot_s": "0", "store_retry_s": "0"},
+        {**SQS, "visibility_timeout_s": "38340"},
+        {**SQS, "task_timeout_s": "43139", "retry_slot_s": "0", "store_retry_s": "0", "input_timeout_s": "1"},
         {**SQS, "visibility_timeout_s": "15"},
         {"visibility_timeout_s": "2"},
         {"result_expires_s": "61"},
         {"result_expires_s": "1", "result_backend": "s3://bucket/"},  # S3 expires nothing by itself
         {"result_expires_s": "1", "broker_url": "amqp://host//"},
+        {"input_schemes": "s3"},
+        {"stage_bytes_max": "20", "input_bytes_max": "10", "destination_bytes_max": "10"},
     ],
 )
 def test_settings_that_fit_give_no_warning(flags: dict[str, str]) -> None:
@@ -58,11 +64,17 @@ def test_settings_that_fit_give_no_warning(flags: dict[str, str]) -> None:
     ("flags", "words"),
     [
         ({"pool": "gevent", "max_tasks_per_child": "5"}, "the gevent pool has no children"),
+        ({"pool": "gevent", "max_memory_per_child_mb": "99"}, "the gevent pool has no children"),
+        ({"pool": "gevent", "worker_rss_mb": "99"}, "the gevent pool has no children"),
         ({"sqs_url": "https://host/1/name"}, "the broker is not sqs://"),
+        ({"sqs_wait_s": "5"}, "the broker is not sqs://"),
+        ({**SQS, "sqs_wait_s": "20", "drain_timeout_s": "20"}, "the last poll of a worker that stops"),
+        ({"firehose_linger_s": "0"}, "the logging hook is off"),
         ({"callback_url": "https://host/"}, "the callback hook is off"),
+        ({"input_schemes": "s3", "input_allow": "host"}, "https:// inputs are off"),
         ({"firehose_stream": "s"}, "the logging hook is off"),
         ({**SQS, "visibility_timeout_s": "14"}, "one slow answer of SQS loses leases"),
-        ({**SQS, "task_timeout_s": "42781"}, "together are 43201 s"),
+        ({**SQS, "task_timeout_s": "41881"}, "together are 43201 s"),
         ({"result_expires_s": "60"}, "find no result and run twice"),
     ],
 )
@@ -74,9 +86,6 @@ def test_what_is_pointless_or_risky_gives_one_warning(flags: dict[str, str], wor
 @pytest.mark.parametrize(
     ("field", "text"),
     [
-        ("autoscale", "8,1"),
-        ("memory_limit_mb", "100"),
-        ("worker_rss_mb", "100"),
         ("http_port", "8080"),
     ],
 )
@@ -98,3 +107,10 @@ def test_a_drain_that_does_not_fit_is_refused_with_the_longest_that_does() -> No
 
 def test_what_sqs_holds_is_twelve_hours() -> None:
     assert SQS_HELD_S_MAX == 43_200
+
+
+@pytest.mark.parametrize(("low", "high"), [("70", "70"), ("80", "70"), ("50", "40")])
+def test_a_pool_that_would_grow_where_it_shrinks_is_refused(low: str, high: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        resolve({"memory_low_percent": low, "memory_high_percent": high}, {}, {})
+    assert refused.value.accepted.startswith(f"less than {high}, above which the pool shrinks")

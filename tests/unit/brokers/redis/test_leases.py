@@ -111,7 +111,7 @@ def leases(server: Server, clock: Clock) -> RedisLeases:
 
 def deliver(leases: RedisLeases, server: Server, lease: str = f"1:p:{SHA}") -> Delivery:
     server.leases.add(lease)
-    take, _ = leases.begin_take(["q"], ["q", "q6"], 5)
+    take, _ = leases.begin_take(["q"], ["q", "q6"], 5, 1000)
     (one,) = leases.end_take(take, [[1, lease.encode(), 2, 1, b"item"]])
     assert one.home == "q6"
     return leases.receive(SimpleNamespace(delivery_tag=lease, headers={"id": "a"}))
@@ -120,7 +120,7 @@ def deliver(leases: RedisLeases, server: Server, lease: str = f"1:p:{SHA}") -> D
 def test_a_delivery_carries_the_time_at_which_it_was_asked_for(
     leases: RedisLeases, server: Server, clock: Clock
 ) -> None:
-    take, arguments = leases.begin_take(["q"], ["q"], None)
+    take, arguments = leases.begin_take(["q"], ["q"], None, 1000)
     clock.now += 7
     (one,) = leases.end_take(take, [[0, b"1:p:x", 1, 0, None, 5000, b"an-id"]])
     assert (one.taken_s, one.item, one.item_bytes, one.task_id) == (1000.0, None, 5000, "an-id")
@@ -177,7 +177,7 @@ def test_a_server_that_starts_between_a_take_and_its_reply_makes_nothing_lost(
     leases: RedisLeases, server: Server
 ) -> None:
     leases.meet()
-    take, _ = leases.begin_take(["q"], ["q"], 1)
+    take, _ = leases.begin_take(["q"], ["q"], 1, 1000)
     server.run = "second"
     leases.renew([])
     leases.end_take(take, [[0, b"1:p:x", 1, 0, b"item"]])

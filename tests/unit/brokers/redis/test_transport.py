@@ -12,7 +12,7 @@ import pytest
 from kombu.transport import redis, virtual
 from kombu.utils import json as kombu_json
 
-from forwarder.brokers.leases import Death
+from forwarder.brokers.leases import Death, Delivery, LeaseBook
 from forwarder.brokers.redis.dead_letters import RAW_HEADER, letter_parts
 from forwarder.brokers.redis.intake import Taken
 from forwarder.brokers.redis.messages import GuardedMessage, envelope_of
@@ -41,12 +41,14 @@ def taken(item: bytes | None, number: int = 1, task_id: str | None = None) -> Ta
     )
 
 
-class Book:
-    def __init__(self, held: int) -> None:
-        self.held = held
-
-    def __len__(self) -> int:
-        return self.held
+def book_with(held: int) -> LeaseBook:
+    leases: Any = SimpleNamespace(
+        receive=lambda message: Delivery(tag="1", queue="q", number=1, confirmed_s=0.0, message=message)
+    )
+    book = LeaseBook(lambda: leases)
+    for _ in range(held):
+        book.open(SimpleNamespace(body=b"12345"))
+    return book
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ class Book:
 def test_free_slots_are_counted_by_what_the_book_holds(
     slots: int, held: int, may: bool, free: int | None
 ) -> None:
-    qos = BookedQoS(SimpleNamespace(book=Book(held)), slots)  # type: ignore[arg-type]
+    qos = BookedQoS(SimpleNamespace(book=book_with(held)), slots)  # type: ignore[arg-type]
     assert qos.can_consume() is may
     assert qos.can_consume_max_estimate() == free
 

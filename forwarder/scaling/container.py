@@ -1,0 +1,142 @@
+"""How much memory this process may use, and how much of it is used: what the kernel kills by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Source = Literal["setting", "cgroup2", "cgroup1", "host"]
+
+MIB = 1024 * 1024
+
+#: Version to the files of a memory cgroup: its limit, its usage, and the line of memory.stat
+#: with the file pages that the kernel takes back before it kills.
+#: https://docs.kernel.org/admin-guide/cgroup-v2.html, .../cgroup-v1/memory.html
+_FILES: dict[Source, tuple[str, str, str]] = {
+    "cgroup2": ("memory.max", "memory.current", "inactive_file"),
+    "cgroup1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+#: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
+_MOUNT = re.compile(r"\S+ \S+ \S+ (?P<root>\S+) (?P<point>\S+) .* - (?P<type>\S+) \S+ (?P<options>\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The memory that this worker may use, who says so, and the cgroup that says it, if one does."""
+
+    bytes: int
+    source: Source
+    group: Path | None = None
+
+    def used_bytes(self) -> int | None:
+        """Return what the cgroup of the limit uses now, pages of files that can be dropped left out.
+
+        All that is in the cgroup, so also what else runs in the container: the kernel
+        kills by that sum. None where the limit is no cgroup's, or can't be read. Two
+        small reads; does not block.
+        """
+        if self.group is None:
+            return None
+        _, usage, droppable = _FILES[self.source]
+        try:
+            used = int((self.group / usage).read_text())
+            stat = (self.group / "memory.stat").read_text()
+        except (OSError, ValueError):
+            return None
+        found = re.search(rf"^{droppable} (\d+)$", stat, re.MULTILINE)
+        return max(0, used - int(found[1])) if found else used
+
+
+def container_limit_bytes(*, override_mb: int | None, root: Path = Path("/")) -> Limit:
+    """Return the memory limit: the setting (MiB), else the smallest of the cgroups above, else the host's.
+
+    ``root`` is the file system's, for tests. Raises OSError where there is no
+    /proc/meminfo and no setting. Does not block.
+    """
+    if override_mb is not None:
+        return Limit(override_mb * MIB, "setting")
+    host = _host(root)
+    return min([host, *_limits(root)], key=lambda limit: limit.bytes)
+
+
+def _host(root: Path) -> Limit:
+    found = re.search(r"^MemTotal:\s+(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError("/proc/meminfo has no MemTotal")
+    return Limit(int(found[1]) * 1024, "host")
+
+
+def _limits(root: Path) -> Iterator[Limit]:
+    """Yield the limit of each cgroup from this process's own up to the highest that can be seen."""
+    for source, point, own in _groups(root):
+        group = own
+        while True:
+            bytes_max = _limit_of(group / _FILES[source][0])
+            if bytes_max is not None:
+                yield Limit(bytes_max, source, group)
+            if group == point:
+                break
+            group = group.parent
+
+
+def _limit_of(path: Path) -> int | None:
+    try:
+        return int(path.read_text())  # v1 says "no limit" with a number far above any host's memory
+    except (OSError, ValueError):  # the root cgroup of v2 has no such file; v2 says "max"
+        return None
+
+
+def _groups(root: Path) -> Iterator[tuple[Source, Path, Path]]:
+    """Yield version, mount point and own folder of the memory cgroups that are mounted."""
+    names = _own_names(root)
+    for line in _lines(root / "proc/self/mountinfo"):
+        mount = _MOUNT.match(line)
+        if mount is None:
+            continue
+        source: Source
+        if mount["type"] == "cgroup2":
+            source = "cgroup2"
+        elif mount["type"] == "cgroup" and "memory" in mount["options"].split(","):
+            source = "cgroup1"
+        else:
+            continue
+        if source not in names:
+            continue
+        point = root / mount["point"].lstrip("/")
+        yield source, point, _own_folder(names[source], mount["root"], point)
+
+
+def _own_folder(name: str, mounted: str, point: Path) -> Path:
+    """Return the folder of the cgroup: a container often sees but its own, mounted as the root."""
+    if mounted != "/":
+        if name != mounted and not name.startswith(mounted + "/"):
+            return point
+        name = name.removeprefix(mounted)
+    inside = name.strip("/")
+    return point if ".." in inside.split("/") else point / inside  # ".." leads out of this namespace
+
+
+def _own_names(root: Path) -> dict[Source, str]:
+    """Return version to name of the cgroups of this process.
+
+    https://man7.org/linux/man-pages/man7/cgroups.7.html, "/proc/pid/cgroup"
+    """
+    names: dict[Source, str] = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, name = line.split(":", 2)
+        if number == "0" and not controllers:
+            names["cgroup2"] = name
+        elif "memory" in controllers.split(","):
+            names["cgroup1"] = name
+    return names
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # not Linux, or no cgroups
+        return []

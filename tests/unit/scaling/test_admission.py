@@ -1,0 +1,98 @@
+"""How much work may be held: slots, bytes, and the one message that always may."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from forwarder.scaling.admission import INFLIGHT_SHARE, Admission, default_bytes_max
+
+MIB = 1024 * 1024
+
+
+def admission(*, slots: int = 4, bytes_max: int = 100) -> Admission:
+    return Admission(slots_max=4, bytes_max=bytes_max, slots=slots)
+
+
+@pytest.mark.parametrize(
+    ("slots", "cap", "held", "payload_bytes", "room"),
+    [
+        (4, 4, 0, 0, 4),
+        (4, 4, 3, 3, 1),
+        (4, 4, 4, 4, 0),
+        (2, 4, 0, 0, 2),
+        (2, 4, 1, 1, 1),
+        (2, 4, 3, 3, 0),  # slots that closed take nothing from what runs, and nothing more
+        (4, 1, 0, 0, 1),
+        (1, 1, 1, 1, 0),
+        (4, 4, 1, 99, 3),
+        (4, 4, 1, 100, 0),
+        (4, 4, 3, 1000, 0),
+    ],
+)
+def test_room_is_what_slots_cap_and_bytes_leave(
+    slots: int, cap: int, held: int, payload_bytes: int, room: int
+) -> None:
+    made = admission(slots=slots)
+    made.cap = cap
+    assert made.room(free=4 - held, held=held, payload_bytes=payload_bytes) == room
+
+
+def test_a_worker_that_holds_nothing_takes_one_message_whatever_the_budget() -> None:
+    made = admission(bytes_max=1)
+    made.hold_response(50)
+    assert made.room(free=4, held=0, payload_bytes=0) == 1
+
+
+def test_tasks_that_wait_for_their_eta_add_to_the_slots_as_celery_counts_them() -> None:
+    """Celery raises the prefetch count by one for each, so there is more that is free."""
+    made = admission(slots=2)
+    assert made.room(free=4 + 3 - 3, held=3, payload_bytes=3) == 2
+
+
+def test_a_response_counts_until_its_slot_drops_it() -> None:
+    made = admission()
+    made.hold_response(10)
+    made.hold_response(70)
+    assert made.bytes_left(20) == 10
+    made.drop_response()
+    made.drop_response()
+    assert made.bytes_left(20) == 80
+
+
+def test_each_slot_drops_its_own_response_alone() -> None:
+    made = admission()
+    made.hold_response(10)
+
+    def another() -> None:
+        made.hold_response(5)
+        made.drop_response()
+
+    other = threading.Thread(target=another)
+    other.start()
+    other.join()
+    assert made.response_bytes == 10
+
+
+def test_a_new_try_takes_the_place_of_the_last_ones_response() -> None:
+    made = admission()
+    made.hold_response(70)
+    made.hold_response(3)
+    assert made.response_bytes == 3
+
+
+def test_refusals_are_counted_where_bytes_are_the_reason_alone() -> None:
+    made = admission()
+    made.room(free=0, held=4, payload_bytes=4)
+    assert made.refused == 0
+    made.room(free=1, held=3, payload_bytes=100)
+    assert made.refused == 1
+
+
+def test_the_default_budget_leaves_the_memory_that_its_bytes_cost_below_the_soft_limit() -> None:
+    """Five bytes each, as measured, and 64 MiB of the worker's own."""
+    for limit in (512 * MIB, 2048 * MIB):
+        assert 5 * default_bytes_max(limit) + 64 * MIB < 0.7 * limit
+    assert default_bytes_max(1) == 1
+    assert INFLIGHT_SHARE < 0.2

@@ -1,0 +1,96 @@
+"""The guard's round: memory to cap, and one log line for each change of state."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import pytest
+
+from forwarder.scaling.admission import Admission
+from forwarder.scaling.memory_guard import CALM_ROUNDS, MemoryGuard
+
+
+class Scene:
+    def __init__(self, *, lowers: bool = True) -> None:
+        self.admission = Admission(slots_max=10, bytes_max=100)
+        self.used = 0
+        self.held = 10
+        self.trims = 0
+        self.freed_by_trim = 0
+        self.ticks = 0
+        self.guard = MemoryGuard(
+            admission=self.admission,
+            limit_bytes=100,
+            high=0.7,
+            used_bytes=lambda: self.used,
+            held=lambda: self.held,
+            ticked=self.tick,
+            unforked=contextlib.nullcontext(),
+            lowers=lowers,
+            trim=self.trim,
+        )
+
+    def trim(self) -> None:
+        self.trims += 1
+        self.used -= self.freed_by_trim
+
+    def tick(self) -> None:
+        self.ticks += 1
+
+    def rounds(self, number: int) -> None:
+        for _ in range(number):
+            self.guard.round()
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage().split()[0] for record in caplog.records]
+
+
+@pytest.fixture(autouse=True)
+def all_levels(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def test_concurrency_falls_above_the_soft_limit_and_comes_back_under_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    scene.rounds(3)
+    assert (scene.admission.open_slots, scene.trims, lines(caplog)) == (10, 0, [])
+    scene.used = 80
+    scene.rounds(3)
+    assert scene.admission.open_slots == 5
+    scene.used = 30
+    scene.rounds(5)
+    assert scene.admission.open_slots == 10
+    assert lines(caplog) == ["memory_soft_limit_passed", "memory_soft_limit_kept_again"]
+    assert scene.ticks == 11
+
+
+def test_what_only_the_allocator_still_holds_costs_no_slots() -> None:
+    scene = Scene()
+    scene.used, scene.freed_by_trim = 80, 40
+    scene.rounds(1)
+    assert (scene.admission.open_slots, scene.trims) == (10, 1)
+
+
+def test_where_a_free_slot_frees_nothing_the_limit_is_only_told(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(lowers=False)
+    scene.used = 99
+    scene.rounds(2)
+    assert (scene.admission.open_slots, scene.trims, scene.ticks) == (10, 0, 2)
+    scene.used = 10
+    scene.rounds(1)
+    assert lines(caplog) == ["memory_soft_limit_passed", "memory_soft_limit_kept_again"]
+
+
+def test_a_budget_that_is_reached_over_and_over_is_told_once_and_its_end_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = Scene()
+    for _ in range(30):
+        scene.admission.room(free=5, held=5, payload_bytes=100)
+        scene.rounds(2)  # between two takes there is a round without
+    scene.rounds(3 * CALM_ROUNDS)
+    assert lines(caplog) == ["inflight_bytes_reached", "inflight_bytes_below"]
