@@ -12,6 +12,9 @@ from forwarder.cli.exits import OK, UNREACHABLE
 from forwarder.cli.findings import Finding, findings
 from forwarder.cli.options import SettingsCommand, with_settings
 from forwarder.cli.probes import probes_for
+from forwarder.scaling.container import container_limit_bytes
+from forwarder.scaling.descriptors import Allowed, Need, allowed, need
+from forwarder.scaling.peak import Peak, peak
 from forwarder.settings import Resolved, Settings
 from forwarder.settings.spec import value_of
 from forwarder.settings.table import GROUPS, SPECS
@@ -29,10 +32,13 @@ def check(resolved: Resolved, as_json: bool) -> int:
     objects that payloads name. Exits with 0 if a worker would work, 2 if a
     setting can't work, 3 if a service does not answer as it must.
     """
+    most = peak(resolved.settings, container_limit_bytes(override_mb=resolved.settings.memory_limit_mb))
     if not as_json:
         click.echo(settings_table(resolved))
+        click.echo(memory_text(most))
+        click.echo(descriptors_text(need(resolved.settings), allowed()))
     found = findings(probes_for(resolved.settings), secrets=_secrets(resolved.settings))
-    click.echo(as_json_text(resolved, found) if as_json else verdict(found))
+    click.echo(as_json_text(resolved, found, most) if as_json else verdict(found))
     return OK if all(finding.ok for finding in found) else UNREACHABLE
 
 
@@ -53,6 +59,31 @@ def settings_table(resolved: Resolved) -> str:
     return "\n".join(lines)
 
 
+def memory_text(most: Peak) -> str:
+    """Return the most memory that the settings allow, and a warning where that passes the limit."""
+    lines = ["Memory", *(f"  {line}" for line in most.lines())]
+    if not most.fits:
+        lines.append(
+            "warning: that passes the memory limit, and a worker that reaches it is killed; `forwarder tune` "
+            "says which of these bounds your tasks need"
+        )
+    return "\n".join(lines)
+
+
+def descriptors_text(needed: Need, limits: Allowed) -> str:
+    """Return the most file descriptors that a process needs, and a warning where it may not have them."""
+    number = f"{needed.number:,}"
+    lines = ["File descriptors", f"  {number}  {needed.arithmetic}"]
+    if not limits.suffices(needed.number):
+        lines.append(
+            f"warning: that passes the limit of {limits.hard:,}, and a full worker fails its tasks; "
+            "raise the hard limit of open files (nofile)"
+        )
+    elif needed.number > limits.soft:
+        lines.append(f"  {limits.soft:,} are allowed now; a worker raises that when it starts")
+    return "\n".join(lines)
+
+
 def verdict(found: Sequence[Finding]) -> str:
     """Return a line for each service and one for all of them together."""
     width = max(len(finding.name) for finding in found)
@@ -66,8 +97,8 @@ def verdict(found: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def as_json_text(resolved: Resolved, found: Sequence[Finding]) -> str:
-    """Return the same as JSON: ``settings``, ``warnings``, ``services`` and ``ok``."""
+def as_json_text(resolved: Resolved, found: Sequence[Finding], most: Peak) -> str:
+    """Return the same as JSON: ``settings``, ``memory``, ``descriptors``, ``services`` and more."""
     settings = {
         spec.field: {
             "value": spec.show(value_of(resolved.settings, spec.field)),
@@ -80,9 +111,30 @@ def as_json_text(resolved: Resolved, found: Sequence[Finding]) -> str:
         for finding in found
     ]
     ok = all(finding.ok for finding in found)
-    return json.dumps(
-        {"ok": ok, "settings": settings, "warnings": list(resolved.warnings), "services": services}, indent=2
-    )
+    memory = {
+        "peak_bytes": most.bytes,
+        "limit_bytes": most.limit.bytes,
+        "limit_source": most.limit.source,
+        "fits": most.fits,
+        "terms": [{"bytes": term.bytes, "words": term.words} for term in most.terms],
+    }
+    needed, limits = need(resolved.settings), allowed()
+    descriptors = {
+        "needed": needed.number,
+        "arithmetic": needed.arithmetic,
+        "soft_limit": limits.soft,
+        "hard_limit": limits.hard,
+        "fits": limits.suffices(needed.number),
+    }
+    report = {
+        "ok": ok,
+        "settings": settings,
+        "warnings": list(resolved.warnings),
+        "memory": memory,
+        "descriptors": descriptors,
+        "services": services,
+    }
+    return json.dumps(report, indent=2)
 
 
 def _secrets(settings: Settings) -> list[str]:

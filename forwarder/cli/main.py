@@ -23,6 +23,8 @@ _COMMANDS = {
     "run": "The worker (the default command).",
     "demo": "The whole path on one machine, with nothing to install.",
     "check": "Show the effective settings and whether a worker would work with them.",
+    "tune": "Measure payloads and the inference server, recommend settings.",
+    "loadtest": "Send tasks of a given shape, watch the worker, write a report.",
     "submit": "Send one task.",
     "result": "Fetch the result of a task, or wait for it.",
     "dead": "List, show, requeue and purge tasks that were put aside.",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from forwarder.cli import check as check_module
-from forwarder.cli.check import as_json_text, settings_table, verdict
+from forwarder.cli.check import as_json_text, descriptors_text, memory_text, settings_table, verdict
 from forwarder.cli.findings import Caution, Finding, NotWorking, Probe, findings
 from forwarder.cli.main import main
 from forwarder.cli.probes import probes_for
+from forwarder.scaling.container import MIB, Limit
+from forwarder.scaling.descriptors import Allowed, Need
+from forwarder.scaling.peak import Peak, Term
 from forwarder.settings import Settings, resolve
 from forwarder.settings.table import SPECS
 
@@ -24,6 +28,7 @@ SECRETS = {
 }
 FINE = Finding("broker", True, "answers")
 BROKEN = Finding("results", False, "refused", "start it")
+FITS = Peak((Term(MIB, "one"), Term(2 * MIB, "two")), Limit(4 * MIB, "cgroup2"))
 RISKY = Finding("broker", True, "may forget", "mend it")
 
 
@@ -53,7 +58,7 @@ def test_warnings_follow_the_settings() -> None:
 
 def test_no_secret_is_shown() -> None:
     resolved = resolve(SECRETS, {}, {})
-    for text in (settings_table(resolved), as_json_text(resolved, [FINE])):
+    for text in (settings_table(resolved), as_json_text(resolved, [FINE], FITS)):
         assert "hunter2" not in text
         assert SECRET not in text
         assert "redis://***@host/0" in text
@@ -79,7 +84,7 @@ def test_the_verdict_is_good_where_all_is_well() -> None:
 
 
 def test_the_json_holds_the_same() -> None:
-    report = json.loads(as_json_text(resolve({"concurrency": "7"}, {}, {}), [FINE, BROKEN]))
+    report = json.loads(as_json_text(resolve({"concurrency": "7"}, {}, {}), [FINE, BROKEN], FITS))
     assert report["ok"] is False
     assert report["settings"]["concurrency"] == {"value": "7", "source": "flag --concurrency"}
     assert report["services"][1] == {
@@ -89,6 +94,39 @@ def test_the_json_holds_the_same() -> None:
         "remedy": "start it",
     }
     assert report["warnings"] == []
+    assert report["memory"] == {
+        "peak_bytes": 3 * MIB,
+        "limit_bytes": 4 * MIB,
+        "limit_source": "cgroup2",
+        "fits": True,
+        "terms": [{"bytes": MIB, "words": "one"}, {"bytes": 2 * MIB, "words": "two"}],
+    }
+    assert report["descriptors"]["needed"] == 40 + 7 * 7
+    assert report["descriptors"]["fits"]
+
+
+def test_the_most_memory_is_told_and_what_passes_the_limit_is_a_warning() -> None:
+    assert memory_text(FITS).splitlines() == [
+        "Memory",
+        "  1 MiB  one",
+        "  2 MiB  two",
+        "  3 MiB  at most, of 4 MiB (cgroup2)",
+    ]
+    assert "warning: that passes the memory limit" in memory_text(replace(FITS, limit=Limit(MIB, "cgroup2")))
+
+
+def test_descriptors_are_counted_and_too_few_are_a_warning() -> None:
+    needed = Need(2000, "40 + 280 x 7")
+    assert descriptors_text(needed, Allowed(soft=4096, hard=4096)).splitlines() == [
+        "File descriptors",
+        "  2,000  40 + 280 x 7",
+    ]
+    low = descriptors_text(needed, Allowed(soft=1024, hard=4096))
+    assert "warning" not in low
+    assert "1,024 are allowed now" in low
+    assert "warning: that passes the limit of 1,999" in descriptors_text(
+        needed, Allowed(soft=1024, hard=1999)
+    )
 
 
 @pytest.mark.parametrize(("found", "code"), [([FINE], 0), ([RISKY], 0), ([FINE, BROKEN], 3)])
