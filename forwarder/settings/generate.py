@@ -15,7 +15,7 @@ from forwarder.settings.coherence import NOT_IN_EFFECT
 from forwarder.settings.spec import Spec, render
 from forwarder.settings.table import GROUPS
 
-_HEAD = "Made by `python -m forwarder.settings.generate`: edit forwarder/settings/table.py, not this file."
+_HEAD = "Made by `python -m forwarder.settings.generate`: edit forwarder/settings/specs/, not this file."
 
 _PRECEDENCE = (
     "A flag wins over an environment variable, that over `--config FILE` (`FORWARDER_CONFIG`), and that over "

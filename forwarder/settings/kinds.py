@@ -18,6 +18,9 @@ from forwarder.settings import webhook
 
 Number = TypeVar("Number", int, float)
 
+WEEK_S = 7 * 24 * 3600
+YEAR_S = 365 * 24 * 3600
+
 _TRUE = frozenset({"true", "1", "yes"})
 _FALSE = frozenset({"false", "0", "no"})
 _REDIS_TLS_PARAMETER = "ssl_cert_reqs"
