@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -84,3 +85,16 @@ def test_celerys_pool_is_put_together_as_this_one_needs_it() -> None:
     assert asynpool.AsynPool.ResultHandler is asynpool.ResultHandler
     assert prefork.TaskPool.Pool is asynpool.AsynPool
     assert PreforkPool.Pool.ResultHandler is PromptResults
+
+
+def test_what_is_there_before_the_fork_is_left_alone_by_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(prefork.TaskPool, "on_start", lambda pool: frozen.append(gc.get_freeze_count()))
+    before = gc.get_freeze_count()
+    try:
+        PreforkPool.on_start(PreforkPool.__new__(PreforkPool))
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > before
