@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.events.dispatcher import EventDispatcher
+from celery.worker import loops
 from celery.worker.heartbeat import Heart
 from kombu import Connection
 
@@ -124,7 +125,31 @@ def test_no_more_events_are_kept_than_a_thousand(dispatcher: BoundedDispatcher, 
     assert len(dispatcher._outbound_buffer) == KEPT_MAX
 
 
+def test_the_loop_does_not_wait_for_the_connection_of_the_events(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(broker.connection, "drain_events", lambda *, timeout: asked.append(timeout))
+    loop: Any = loops
+    with app.events.Dispatcher(broker.connection):
+        loop._quick_drain(broker.connection)
+
+    assert asked == [0]
+
+
+def test_a_connection_that_others_use_is_waited_for_as_before(
+    app: Celery, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(broker.connection, "drain_events", lambda *, timeout: asked.append(timeout))
+    with app.events.Dispatcher(broker.connection, None, True, broker.connection.default_channel):
+        broker.connection.drain_events(timeout=3)
+
+    assert asked == [3]
+
+
 def test_what_the_dispatcher_relies_on_in_celery_is_there() -> None:
+    assert "_quick_drain(obj.event_dispatcher.connection)" in inspect.getsource(loops.synloop)
     heart: Any = Heart
     assert inspect.signature(heart._send).parameters["retry"].default is True
     assert {"retry", "retry_policy"} <= set(inspect.signature(EventDispatcher.send).parameters)
