@@ -39,7 +39,7 @@ from forwarder.testing.services import CHECKOUT, Valkey
 
 OURS = "forwarder gevent"
 #: What the forwarder under gevent may cost of tuned Celery's CPU a task, in the same run.
-GUARD_RATIO = 0.6
+GUARD_RATIO = 0.5
 #: Of an error, in its row.
 ERROR_CHARS = 200
 

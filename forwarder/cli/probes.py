@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from forwarder.cli.broker_probes import SessionFactory, ask_amqp, ask_redis, ask_sqs, evicts, redis_info
 from forwarder.cli.findings import Caution, NotWorking, Probe
+from forwarder.cli.staging_probe import ask_staging
 from forwarder.inference import readiness
 from forwarder.settings.model import Settings
 from forwarder.settings.redact import without_password
@@ -32,6 +33,7 @@ def probes_for(settings: Settings) -> list[Probe]:
     probes = [_broker_probe(settings, aws), _result_probe(settings, aws)]
     remedy = "start the inference server, or set --health-url (FORWARDER_HEALTH_URL)"
     probes.append(Probe("inference server", partial(_ask_inference, settings), remedy))
+    probes.append(Probe("staging folder", partial(ask_staging, settings), "see --stage-folder"))
     if "logging" in settings.hooks:
         remedy = (
             "set --firehose-stream (FORWARDER_FIREHOSE_STREAM) to an active stream, and "

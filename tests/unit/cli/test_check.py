@@ -171,11 +171,11 @@ def test_whatever_a_service_does_is_one_line(error: Exception, detail: str, reme
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (Settings(), ["broker", "results", "inference server"]),
-        (Settings(hooks=("callback",)), ["broker", "results", "inference server"]),
+        (Settings(), ["broker", "results", "inference server", "staging folder"]),
+        (Settings(hooks=("callback",)), ["broker", "results", "inference server", "staging folder"]),
         (
             Settings(hooks=("logging",), firehose_stream="s"),
-            ["broker", "results", "inference server", "firehose"],
+            ["broker", "results", "inference server", "staging folder", "firehose"],
         ),
     ],
 )
