@@ -1,4 +1,4 @@
-"""How much memory this process may use, and how much of it is used: what the kernel kills by."""
+"""How much memory this process may use, and how much of it is in use and can't be dropped."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ Source = Literal["setting", "cgroup2", "cgroup1", "host"]
 
 MIB = 1024 * 1024
 
-#: Version to the files of a memory cgroup: its limit, its usage, and the line of memory.stat
-#: with the file pages that the kernel takes back before it kills.
+#: Version to the files of a memory cgroup, its limit and its usage, and the lines of memory.stat
+#: with the pages of files that the kernel takes back before it kills. A page that was read twice is
+#: active, and taken back all the same. Pages of a tmpfs and shared memory are "file" there, but "on
+#: anon memory management lists": in neither line, and so counted as used.
 #: https://docs.kernel.org/admin-guide/cgroup-v2.html, .../cgroup-v1/memory.html
-_FILES: dict[Source, tuple[str, str, str]] = {
-    "cgroup2": ("memory.max", "memory.current", "inactive_file"),
-    "cgroup1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+_FILES: dict[Source, tuple[str, str, re.Pattern[str]]] = {
+    "cgroup2": ("memory.max", "memory.current", re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)),
+    "cgroup1": (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        re.compile(r"^total_(?:in)?active_file (\d+)$", re.MULTILINE),
+    ),
 }
 
 #: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
@@ -35,9 +41,9 @@ class Limit:
     def used_bytes(self) -> int | None:
         """Return what the cgroup of the limit uses now, pages of files that can be dropped left out.
 
-        All that is in the cgroup, so also what else runs in the container: the kernel
-        kills by that sum. None where the limit is no cgroup's, or can't be read. Two
-        small reads; does not block.
+        All that is in the cgroup, so also what else runs in the container: where the
+        kernel can drop nothing more and that sum reaches the limit, it kills. None where
+        the limit is no cgroup's, or can't be read. Two small reads; does not block.
         """
         if self.group is None:
             return None
@@ -47,8 +53,7 @@ class Limit:
             stat = (self.group / "memory.stat").read_text()
         except (OSError, ValueError):
             return None
-        found = re.search(rf"^{droppable} (\d+)$", stat, re.MULTILINE)
-        return max(0, used - int(found[1])) if found else used
+        return max(0, used - sum(map(int, droppable.findall(stat))))
 
 
 def container_limit_bytes(*, override_mb: int | None, root: Path = Path("/")) -> Limit:

@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 IDLE_ROUNDS = 30
 #: Of the slots that are open, the part that closes in one round.
 CLOSING_PART = 10
+#: Of the soft limit, the part below which slots come back at once.
+BACK_PART = 0.93
+#: Rounds between there and the soft limit after which one more slot is tried: what holds the memory
+#: there may be no task's, and then nothing else would ever bring slots back.
+BAND_ROUNDS = 30
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,24 +48,32 @@ class Demand:
         return max(self.least, running, needed, slots - max(1, slots // CLOSING_PART))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SoftLimit:
-    """Lowers the number of slots above a share of the memory limit, and raises it below.
+    """Lowers the number of slots above ``high``, a share of the memory limit, and raises it below.
 
-    ``next`` is called once a second. Between ``back`` and ``high`` nothing
-    changes, so that one task's memory does not move it to and fro.
+    ``next`` is called once a second. In the band just below ``high`` the number
+    rises by one every ``BAND_ROUNDS`` rounds only, so that one task's memory
+    does not move it to and fro.
     """
 
     slots_max: int
     high: float
-    back: float
+    _kept: int = 0  # rounds in the band since the cap last moved
 
     def next(self, *, cap: int, held: int, share: float) -> int:
         """Return the new cap, from 1 to ``slots_max``; ``held`` tasks use ``share`` of the limit now."""
+        self._kept += 1
         if share >= self.high:
             # From what is held: a cap that is not reached lowers nothing.
             filled = max(1, min(cap, held))
-            return max(1, filled - max(1, filled // 4))
-        if share < self.back:
-            return min(self.slots_max, cap + max(1, cap // 8))
-        return cap
+            step = -max(1, filled // 4)
+            cap = filled
+        elif share < self.high * BACK_PART:
+            step = max(1, cap // 8)
+        elif self._kept >= BAND_ROUNDS:
+            step = 1
+        else:
+            return cap
+        self._kept = 0
+        return max(1, min(self.slots_max, cap + step))

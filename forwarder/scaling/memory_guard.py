@@ -52,11 +52,12 @@ class MemoryGuard(threading.Thread):
         self._unforked = unforked
         self._lowers = lowers
         self._trim = trim or trimmer()
-        self._soft = SoftLimit(slots_max=admission.slots_max, high=high, back=high - 0.05)
+        self._soft = SoftLimit(slots_max=admission.slots_max, high=high)
         self._stopped = threading.Event()
         self._refused = 0
         self._calm_rounds = CALM_ROUNDS
         self._passed = False
+        self._errors: set[tuple[str, str]] = set()
 
     def run(self) -> None:
         """Look until ``stop``."""
@@ -69,10 +70,20 @@ class MemoryGuard(threading.Thread):
         self._stopped.set()
 
     def round(self) -> None:
-        """Look once. Does not block; never raises."""
-        self._follow_memory()
-        self._tell_of_bytes()
-        self._ticked()
+        """Look once. Does not block; raises nothing: a part that fails is logged, the others go on."""
+        self._try("memory", self._follow_memory)
+        self._try("bytes", self._tell_of_bytes)
+        self._try("tick", self._ticked)
+
+    def _try(self, part: str, act: Callable[[], object]) -> None:
+        """Act; log an error once for each class of it, without its text, which may be anything."""
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - a thread that ended would guard nothing any more
+            kind = (part, type(error).__name__)
+            if kind not in self._errors:
+                self._errors.add(kind)
+                log.error("memory_guard_failed part=%s error=%s", *kind)
 
     def _follow_memory(self) -> None:
         share = self._share()

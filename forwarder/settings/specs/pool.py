@@ -92,7 +92,7 @@ POOL = (
         "memory_high_percent",
         "--memory-high-percent",
         "FORWARDER_MEMORY_HIGH_PERCENT",
-        kinds.whole_number(1, 100),
+        kinds.whole_number(20, 100),
         "Part of the memory limit in percent above which the pool shrinks; it is never given more processes "
         "than fit below.",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forwarder.scaling.container import Limit, container_limit_bytes
+from forwarder.scaling.container import Limit, Source, container_limit_bytes
 
 MB = 1024 * 1024
 HOST_MB = 16_000
@@ -110,17 +110,34 @@ def test_a_limit_above_the_hosts_memory_is_none(files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "usage", "inactive"),
+    ("source", "usage", "stat"),
     [
-        ("cgroup2", "memory.current", "inactive_file"),
-        ("cgroup1", "memory.usage_in_bytes", "total_inactive_file"),
+        ("cgroup2", "memory.current", "anon 9|file 400|inactive_file 200|active_file 130"),
+        (
+            "cgroup1",
+            "memory.usage_in_bytes",
+            "inactive_file 7|active_file 5|total_inactive_file 200|total_active_file 130|total_unevictable 3",
+        ),
     ],
 )
-def test_what_is_used_leaves_out_pages_of_files_that_can_be_dropped(
-    tmp_path: Path, source: str, usage: str, inactive: str
+def test_files_on_a_disk_are_not_used_memory_also_when_they_were_read_twice(
+    tmp_path: Path, source: Source, usage: str, stat: str
 ) -> None:
-    write(tmp_path, {usage: 500, "memory.stat": f"anon 1\n{inactive} 200\nactive_file 7"})
-    assert Limit(1000, source, tmp_path).used_bytes() == 300  # type: ignore[arg-type]
+    """A page that is read again is active, and dropped before anything is killed all the same."""
+    write(tmp_path, {usage: 500, "memory.stat": stat.replace("|", "\n")})
+    assert Limit(1000, source, tmp_path).used_bytes() == 170
+
+
+def test_shared_memory_and_files_in_memory_are_used(tmp_path: Path) -> None:
+    """The kernel counts a tmpfs among the files, and lists its pages with the anonymous ones."""
+    stat = "file 300\nshmem 300\ninactive_anon 300\nactive_anon 90\ninactive_file 0\nactive_file 0"
+    write(tmp_path, {"memory.current": 500, "memory.stat": stat})
+    assert Limit(1000, "cgroup2", tmp_path).used_bytes() == 500
+
+
+def test_two_files_that_are_read_one_after_the_other_never_make_less_than_nothing(tmp_path: Path) -> None:
+    write(tmp_path, {"memory.current": 500, "memory.stat": "inactive_file 300\nactive_file 300"})
+    assert Limit(1000, "cgroup2", tmp_path).used_bytes() == 0
 
 
 def test_what_can_not_be_read_is_not_known(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from unittest.mock import Mock
 
 import pytest
 
+from forwarder.scaling import memory_guard
 from forwarder.scaling.admission import Admission
 from forwarder.scaling.memory_guard import CALM_ROUNDS, MemoryGuard
 
@@ -19,11 +21,13 @@ class Scene:
         self.trims = 0
         self.freed_by_trim = 0
         self.ticks = 0
+        self.looks_left = 0
+        self.error: Exception | None = None
         self.guard = MemoryGuard(
             admission=self.admission,
             limit_bytes=100,
             high=0.7,
-            used_bytes=lambda: self.used,
+            used_bytes=self.used_bytes,
             held=lambda: self.held,
             ticked=self.tick,
             unforked=contextlib.nullcontext(),
@@ -31,12 +35,20 @@ class Scene:
             trim=self.trim,
         )
 
+    def used_bytes(self) -> int:
+        if self.error is not None:
+            raise self.error
+        return self.used
+
     def trim(self) -> None:
         self.trims += 1
         self.used -= self.freed_by_trim
 
     def tick(self) -> None:
         self.ticks += 1
+        self.looks_left -= 1
+        if self.looks_left == 0:
+            self.guard.stop()
 
     def rounds(self, number: int) -> None:
         for _ in range(number):
@@ -94,3 +106,33 @@ def test_a_budget_that_is_reached_over_and_over_is_told_once_and_its_end_once(
         scene.rounds(2)  # between two takes there is a round without
     scene.rounds(3 * CALM_ROUNDS)
     assert lines(caplog) == ["inflight_bytes_reached", "inflight_bytes_below"]
+
+
+def test_an_error_in_a_look_neither_ends_the_guard_nor_what_follows_its_tick(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_guard, "ROUND_S", 0.0)
+    scene = Scene()
+    scene.error, scene.looks_left = PermissionError("/proc/1/secret"), 5
+    scene.guard.run()
+    assert scene.ticks == 5
+    assert lines(caplog) == ["memory_guard_failed"]
+    assert "error=PermissionError" in caplog.text
+    assert "secret" not in caplog.text
+    scene.error = ZeroDivisionError()
+    scene.rounds(2)
+    assert lines(caplog) == ["memory_guard_failed"] * 2
+    scene.error, scene.used = None, 80
+    scene.rounds(1)
+    assert scene.admission.open_slots == 8
+
+
+def test_an_error_in_the_tick_does_not_end_the_guard(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene()
+    monkeypatch.setattr(scene.guard, "_ticked", Mock(side_effect=RuntimeError))
+    scene.used = 80
+    scene.rounds(3)
+    assert scene.admission.open_slots == 5
+    assert lines(caplog) == ["memory_soft_limit_passed", "memory_guard_failed"]

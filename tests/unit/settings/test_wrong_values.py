@@ -72,7 +72,7 @@ WRONG: dict[str, list[str]] = {
     "autoscale_step": [*NUMBERS, "0", "10001"],
     "autoscale_idle_s": [*DURATIONS, "0", ""],
     "memory_low_percent": [*NUMBERS, "0", "101"],
-    "memory_high_percent": [*NUMBERS, "0", "101"],
+    "memory_high_percent": [*NUMBERS, "0", "19", "101"],
     "max_memory_per_child_mb": ["x", "0", "-1", "1.5"],
     "memory_limit_mb": ["x", "0", "-1", "1.5", "2GB"],
     "worker_rss_mb": ["x", "0", "-1", "1.5"],
