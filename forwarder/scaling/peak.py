@@ -78,8 +78,18 @@ def task_bytes(settings: Settings) -> int:
     return max(settings.message_bytes_max, settings.stage_above_bytes) + settings.response_bytes_max
 
 
+def worker_bytes(settings: Settings) -> int:
+    """Return how many bytes the worker itself has, which its prefork children share."""
+    return sum(term.bytes for term in _worker(settings))
+
+
+def child_bytes(settings: Settings) -> int:
+    """Return how many bytes a prefork child has for itself, its task's payloads aside."""
+    return (settings.worker_rss_mb or 0) * MIB or CHILD_BYTES + settings.uses_aws * AWS_CHILD_BYTES
+
+
 def _prefork(settings: Settings, limit: Limit) -> Iterator[Term]:
-    child = (settings.worker_rss_mb or 0) * MIB or CHILD_BYTES + settings.uses_aws * AWS_CHILD_BYTES
+    child = child_bytes(settings)
     task = task_bytes(settings) * COPIES
     children, bound = settings.concurrency, "--concurrency"
     if settings.autoscale is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,3 +72,27 @@ class PoolChildren:
             pool._putlock.shrink()
         child.terminate_controlled()
         pool.on_shrink(1)
+
+    def forget_unborn(self, error: BaseException, *, at_least: int) -> None:
+        """Take the child out whose fork failed with ``error``, and the places made for it and those after it.
+
+        The pool takes it for one that has ended, of which it then finds nothing. It keeps ``at_least`` so
+        many places, those of children that have really ended, too.
+        """
+        pool = self._pool
+        for child in [child for child in pool._pool if child.pid is None]:
+            pool._pool.remove(child)
+            pool._queues[pool._find_worker_queues(child)] = None
+        while pool._processes > max(at_least, len(pool._pool)):
+            pool._processes -= 1
+            if pool._putlock is not None:
+                pool._putlock.shrink()
+        _close_pipe(error.__cause__ or error)
+
+
+def _close_pipe(error: BaseException) -> None:
+    """Close the pipe that billiard makes for a child and leaves open where its fork fails."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_launch":
+            for end in frame.f_locals.keys() & {"parent_r", "child_w"}:  # none where there was no pipe
+                os.close(frame.f_locals[end])

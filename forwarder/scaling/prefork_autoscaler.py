@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 #: Seconds between decisions.
 PERIOD_S = 1.0
 
+#: Seconds without a step up after a fork that failed.
+FORK_AGAIN_S = 60.0
+
 #: Seconds for which the largest child that was seen counts as what one needs.
 PEAK_S = 600.0
 
@@ -57,7 +60,8 @@ class MemoryAutoscaler(Autoscaler):
     """Celery's autoscaler, which grows by what tasks wait, within what memory allows.
 
     Celery calls it once a second and at each task that comes, always in the event loop's
-    thread: there it forks, as the pool itself does for a child that has ended. The
+    thread. Once a second it decides and forks there, as the pool itself does for a child
+    that has ended; what is raised while a message is handled would be its task's failure. The
     consumer takes no more messages than the pool is meant to have children, so one that
     is to go gets no task any more, and goes when it has none.
     """
@@ -89,8 +93,9 @@ class MemoryAutoscaler(Autoscaler):
         self._busy = deque[int](maxlen=max(1, round(scaling.idle_s / PERIOD_S)))
         self._largest = deque[int](maxlen=round(PEAK_S / PERIOD_S))
         self._startup_bytes = 0
-        self._next_s = scaling.now()
-        self._said: tuple[str, str] | None = None
+        self._grow_from_s = scaling.now()
+        self._said = set[tuple[str, str]]()  # since the pool's size was last to change
+        self._failed: type[Exception] | None = None
         log.info(
             "autoscale_start max=%d min=%d limit_mb=%d limit_source=%s low=%g high=%g",
             max_concurrency, min_concurrency, scaling.limit.bytes // MIB, scaling.limit.source,
@@ -101,11 +106,22 @@ class MemoryAutoscaler(Autoscaler):
     worker: Any
 
     def maybe_scale(self, req: Any = None) -> None:
-        """Note the task that comes; decide and act, once a period. A step up forks, which blocks."""
-        self._busy_peak = max(self._busy_peak, self._children.jobs() + (req is not None))
-        if self._scaling.now() < self._next_s:
-            return
-        self._next_s = self._scaling.now() + PERIOD_S
+        """Note the task that comes, or without one decide and act. A step up forks, which blocks.
+
+        Never raises: Celery takes what it doesn't know for the end of the worker.
+        """
+        try:
+            self._busy_peak = max(self._busy_peak, self._children.jobs() + (req is not None))
+            if req is None:
+                self._decide()
+                self._failed = None
+        except Exception as error:
+            # What fails now fails every second.
+            if type(error) is not self._failed:
+                log.warning("autoscale_failed error=%s", type(error).__name__, exc_info=True)
+            self._failed = type(error)
+
+    def _decide(self) -> None:
         # A page that a child writes was resident before as its parent's: only an exact reading tells.
         sample = self._memory.sample(exactly=self._children.look())
         view = self._view(sample)
@@ -114,6 +130,8 @@ class MemoryAutoscaler(Autoscaler):
         if decision.action != "shrink" and self._target != self.processes:
             # One step is done before the next begins.
             decision = Decision("hold", self._target, "on_its_way")
+        elif decision.action == "grow" and self._scaling.now() < self._grow_from_s:
+            decision = Decision("hold", self._target, "fork_failed")
         self._tell(decision, view)
         self._target = decision.target
         self._grow_on()
@@ -147,14 +165,16 @@ class MemoryAutoscaler(Autoscaler):
         )
 
     def _tell(self, decision: Decision, view: View) -> None:
-        """Count each decision; log those that change something, and the first of those that don't."""
+        """Count each decision; log those that change the size, and the first of a kind since then."""
         self._scaling.counts.count(
             "forwarder_autoscale_decisions_total", action=decision.action, reason=decision.reason
         )
         said = decision.action, decision.reason
-        if said == self._said and decision.target == self._target:
+        if decision.target != self._target:
+            self._said.clear()
+        elif said in self._said:
             return
-        self._said = said
+        self._said.add(said)
         log.info(
             "autoscale action=%s reason=%s size=%d target=%d shown=%d used_mb=%d used_percent=%.1f"
             " child_startup_mb=%d child_now_mb=%d child_peak_mb=%d",
@@ -165,11 +185,19 @@ class MemoryAutoscaler(Autoscaler):
 
     def _grow_on(self) -> None:
         """Fork what is missing, a few at a time: the loop waits for it."""
-        missing = min(self._target - self.processes, self._scaling.step)
-        if missing > 0:
+        size = self.processes
+        missing = min(self._target - size, self._scaling.step)
+        if missing <= 0:
+            return
+        try:
             self.pool.grow(missing)
             self.pool.maintain_pool()
-            self._busy.clear()  # the new ones have been idle for no time yet
+        except (OSError, MemoryError) as error:  # the latter is what the pool makes of ENOMEM
+            self._children.forget_unborn(error, at_least=size)
+            self._target = self.processes
+            self._grow_from_s = self._scaling.now() + FORK_AGAIN_S
+            log.warning("autoscale_fork_failed size=%d error=%r", self.processes, error.__cause__ or error)
+        self._busy.clear()  # the new ones have been idle for no time yet
 
     def _ask_for_as_many(self) -> None:
         """Have the consumer hold as many messages as there are children, less those that are to go."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from forwarder.scaling.container import MIB, Limit
+from forwarder.scaling.peak import child_bytes, worker_bytes
 from forwarder.scaling.prefork_autoscaler import Counts, MemoryAutoscaler, Scaling
 from forwarder.settings.model import Settings
+
+log = logging.getLogger(__name__)
 
 
 def prefork_options(settings: Settings, limit: Limit) -> dict[str, Any]:
@@ -25,15 +29,23 @@ def prefork_options(settings: Settings, limit: Limit) -> dict[str, Any]:
 def child_bytes_max(settings: Settings, limit: Limit) -> int | None:
     """Return what a child may have had before it is replaced; None is without bound.
 
-    Not given, with an autoscaler: the size of which MIN children and their parent still
-    fit. One that passes it would shrink the pool to MIN, and then past the limit.
+    Not given, with an autoscaler: what the worker has, which a child shares and which counts as its
+    own here, and an equal part for each of MIN children of what is then left. One that passes it would
+    shrink the pool to MIN, and then past the limit. A part that no child can keep to is warned of.
     """
     if settings.max_memory_per_child_mb is not None:
         return settings.max_memory_per_child_mb * MIB
     if settings.autoscale is None:
         return None
     _, minimum = settings.autoscale
-    return int(limit.bytes * settings.memory_high_percent / 100) // (minimum + 1)
+    shared = worker_bytes(settings)
+    own = max(0, int(limit.bytes * settings.memory_high_percent / 100) - shared) // minimum
+    if own < child_bytes(settings):
+        log.warning(
+            "autoscale_min_too_large min=%d child_may_have_mb=%d child_needs_mb=%d",
+            minimum, own // MIB, child_bytes(settings) // MIB,
+        )  # fmt: skip
+    return shared + own
 
 
 def scaling(settings: Settings, limit: Limit, counts: Counts) -> Scaling:

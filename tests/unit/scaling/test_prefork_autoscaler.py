@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
+import os
+import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from billiard import pool as billiard_pool
+from billiard import popen_fork
 from celery.concurrency import asynpool, prefork
 from celery.worker import autoscale, components
 from celery.worker.consumer import Consumer
@@ -16,7 +20,7 @@ from kombu.asynchronous.semaphore import DummyLock, LaxBoundedSemaphore
 
 from forwarder.scaling.container import Limit
 from forwarder.scaling.pool_children import PoolChildren
-from forwarder.scaling.prefork_autoscaler import PERIOD_S, MemoryAutoscaler, Scaling
+from forwarder.scaling.prefork_autoscaler import FORK_AGAIN_S, PERIOD_S, MemoryAutoscaler, Scaling
 from forwarder.scaling.process_memory import ProcessMemory, Sample
 from forwarder.telemetry.metrics import ProcessMetrics
 
@@ -28,8 +32,8 @@ DECISIONS = "forwarder_autoscale_decisions_total"
 class Child:
     """One child of the pool; ``mb`` is its unique memory, ``ended`` how many tasks it has done."""
 
-    def __init__(self, index: int, pid: int) -> None:
-        self.index, self.pid, self.inqW_fd = index, pid, 1000 + pid
+    def __init__(self, index: int, pid: int | None) -> None:
+        self.index, self.pid, self.inqW_fd = index, pid, 1000 + (pid or 0)
         self.ended, self.mb, self.told_to_end = 0, 10, False
 
     def terminate_controlled(self) -> None:
@@ -51,20 +55,37 @@ class AsynPool:
         self._pool: list[Child] = []
         self._on_ready_counters: dict[int, Child] = {}
         self._pids = 0
+        self._queues: dict[int, Child | None] = dict.fromkeys(range(size))
+        self.forks_max = 1000
+        self.fork_error: Exception = BlockingIOError(11, "Resource temporarily unavailable")
         self.maintain_pool()
 
     def grow(self, number: int) -> None:
         self._processes += number
         self._putlock.grow(number)
+        self._queues |= dict.fromkeys(range(len(self._queues), self._processes))
 
     def maintain_pool(self) -> None:
-        self._pool = [child for child in self._pool if not child.told_to_end]
+        assert None not in self.pids(), "the pool knows nothing of such a child"
+        for child in [child for child in self._pool if child.told_to_end]:
+            self._pool.remove(child)
+            self._queues[self._find_worker_queues(child)] = None
         while len(self._pool) < self._processes:
             used = {child.index for child in self._pool}
-            self._pids += 1
-            child = Child(min(set(range(self._processes)) - used), self._pids)
+            child = Child(min(set(range(self._processes)) - used), None)
             self._pool.append(child)
+            self._queues[next(queue for queue, owner in self._queues.items() if owner is None)] = child
+            if self._pids >= self.forks_max:
+                raise self.fork_error
+            self._pids += 1
+            child.pid, child.inqW_fd = self._pids, 1000 + self._pids
             self._on_ready_counters[child.pid] = child
+
+    def pids(self) -> list[int | None]:
+        return [child.pid for child in self._pool]
+
+    def _find_worker_queues(self, child: Child) -> int:
+        return next(queue for queue, owner in self._queues.items() if owner is child)
 
     def on_shrink(self, number: int) -> None:
         """As Celery's, do nothing."""
@@ -117,7 +138,11 @@ class Scene:
         self.prefetch.value += number
 
     def sample(self, *, exactly: Any = ()) -> Sample:
-        by_pid = {child.pid: ProcessMemory(0, child.mb * MB, child.mb * MB) for child in self.inner._pool}
+        by_pid = {
+            child.pid: ProcessMemory(0, child.mb * MB, child.mb * MB)
+            for child in self.inner._pool
+            if child.pid is not None
+        }
         total = sum(memory.unique_bytes for memory in by_pid.values())
         return Sample(total, total, total, by_pid)
 
@@ -264,6 +289,94 @@ def test_a_task_that_comes_is_noted_between_decisions() -> None:
     assert scene.tick() == 4
 
 
+def test_a_task_that_comes_makes_no_decision_and_takes_no_blame() -> None:
+    scene = Scene()
+    scene.inner.forks_max = 2
+    scene.work(mb=10)
+    for _ in range(3):
+        scene.now_s += PERIOD_S
+        scene.autoscaler.maybe_scale(object())
+    assert scene.counts.value(DECISIONS, action="grow", reason="demand") == 0
+    assert scene.inner._processes == 2
+
+
+@pytest.mark.parametrize("error", [BlockingIOError(11, "no more"), MemoryError()])
+def test_a_fork_that_fails_leaves_the_pool_as_it_is_and_is_tried_again_after_a_minute(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = Scene()
+    scene.inner.fork_error, scene.inner.forks_max = error, 3
+    scene.work(mb=1)
+    assert scene.tick() == 3, "one of two"
+    assert scene.inner._putlock.initial_value == len(scene.inner._pool) == scene.prefetch.value == 3
+    assert sum(owner is not None for owner in scene.inner._queues.values()) == 3
+    assert [record.args[0] for record in caplog.records if record.msg.startswith("autoscale_fork")] == [3]  # type: ignore[index]
+    scene.inner.forks_max = 1000
+    scene.work(mb=1)
+    assert scene.tick(int(FORK_AGAIN_S) - 1) == 3
+    assert scene.count("hold", "fork_failed") == FORK_AGAIN_S - 1
+    assert scene.tick() == 6
+
+
+def test_a_fork_that_fails_costs_no_place_whose_child_has_ended() -> None:
+    scene = Scene()
+    scene.inner.forks_max = 2
+    scene.work(mb=1)
+    scene.inner._pool[0].told_to_end = True
+    scene.now_s += PERIOD_S
+    scene.autoscaler.maybe_scale()
+    assert (scene.inner._processes, len(scene.inner._pool)) == (2, 1)
+
+
+def test_a_fork_that_fails_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+
+    def refuse() -> int:
+        raise BlockingIOError(11, "no more")
+
+    ends: list[int] = []
+
+    def pipe() -> tuple[int, int]:
+        ends.extend(end.detach() for end in socket.socketpair())
+        return ends[0], ends[1]
+
+    monkeypatch.setattr(popen_fork, "os", SimpleNamespace(fork=refuse, pipe=pipe))
+    with pytest.raises(OSError, match="no more") as caught:
+        popen_fork.Popen(SimpleNamespace())  # type: ignore[arg-type]
+    PoolChildren(scene.pool).forget_unborn(caught.value, at_least=2)
+    for end in ends:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(end)
+
+
+def test_a_decision_that_fails_is_told_once_and_the_next_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+    scene.autoscaler._memory = SimpleNamespace()  # type: ignore[assignment]
+    scene.work(mb=1)
+    assert scene.tick(5) == 2
+    assert [record.args for record in caplog.records] == [("AttributeError",)]
+    scene.autoscaler._memory = SimpleNamespace(sample=scene.sample)  # type: ignore[assignment]
+    assert scene.tick() == 4
+
+
+def test_what_alternates_at_one_size_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene()
+    caplog.set_level(logging.INFO)
+    for _ in range(20):
+        scene.busy(1)
+        scene.tick(2)
+        scene.busy(2)
+        scene.tick(2)
+    told = [record.args[:2] for record in caplog.records if record.msg.startswith("autoscale action")]  # type: ignore[index]
+    assert told == [("hold", "idle_children"), ("hold", "sizes_unknown")]
+    scene.work(mb=1)
+    scene.tick()
+    scene.busy(1)
+    scene.tick(2)
+    told = [record.args[:2] for record in caplog.records if record.msg.startswith("autoscale action")]  # type: ignore[index]
+    assert told[2:] == [("grow", "demand"), ("hold", "idle_children")]
+
+
 def test_given_sizes_count_until_a_child_is_larger() -> None:
     scene = Scene(child_bytes=200 * MB)
     for _ in range(4):
@@ -320,5 +433,13 @@ def test_what_is_private_of_celery_and_billiard_is_as_it_was() -> None:
     shrink = source(billiard_pool.Pool.shrink)
     for line in ("_processes -= 1", "_putlock.shrink()", "terminate_controlled()", "on_shrink(1)"):
         assert line in shrink
+    # What forget_unborn() undoes is what a fork's failure leaves.
+    made = source(private(billiard_pool.Pool, "_create_worker_process"))
+    assert made.index("_pool.append(w)") < made.index("_process_register_queues") < made.index("w.start()")
+    assert made.index("w.start()") < made.index("_poolctrl[w.pid]")
+    assert "self._queues[queues] = proc" in source(private(asynpool.AsynPool, "_process_register_queues"))
+    assert "owner == proc" in source(private(asynpool.AsynPool, "_find_worker_queues"))
+    assert "raise MemoryError from exc" in source(billiard_pool.Pool.maintain_pool)
+    assert "parent_r, child_w = os.pipe()" in source(private(popen_fork.Popen, "_launch"))
     assert "return self._pool._processes" in source(private(prefork.TaskPool, "num_processes").fget)
     assert "P.grow" in source(prefork.TaskPool.on_start)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from forwarder.scaling.container import Limit
+from forwarder.scaling.peak import BASE_BYTES, CHILD_BYTES, worker_bytes
 from forwarder.scaling.prefork_autoscaler import MemoryAutoscaler
 from forwarder.scaling.prefork_options import child_bytes_max, prefork_options, scaling
 from forwarder.settings.model import Settings
@@ -25,9 +28,29 @@ def test_with_autoscale_the_pool_has_its_bounds_and_our_autoscaler() -> None:
     assert options["max_tasks_per_child"] == 5
 
 
-def test_with_autoscale_a_child_may_have_its_part_of_what_min_children_and_their_parent_may_have() -> None:
-    assert child_bytes_max(Settings(autoscale=(8, 2)), LIMIT) == int(1000 * MB * 0.7) // 3
+def test_with_autoscale_a_child_may_have_what_it_shares_and_its_part_of_what_min_children_may_have() -> None:
+    assert child_bytes_max(Settings(autoscale=(8, 2)), LIMIT) == BASE_BYTES + (700 * MB - BASE_BYTES) // 2
+    settings = Settings(autoscale=(8, 2), broker_url="sqs://")
+    shared = worker_bytes(settings)
+    assert shared > BASE_BYTES
+    assert child_bytes_max(settings, LIMIT) == shared + (700 * MB - shared) // 2
     assert child_bytes_max(Settings(autoscale=(8, 2), max_memory_per_child_mb=50), LIMIT) == 50 * MB
+
+
+@pytest.mark.parametrize("minimum", [2, 9, 26])
+def test_with_autoscale_children_that_fit_are_not_replaced_for_what_they_share(
+    minimum: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bound = child_bytes_max(Settings(autoscale=(30, minimum)), LIMIT)
+    assert bound is not None
+    assert bound > BASE_BYTES + CHILD_BYTES
+    assert not caplog.records
+
+
+def test_a_min_of_which_no_child_can_keep_to_its_part_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert child_bytes_max(Settings(autoscale=(40, 30)), LIMIT) == BASE_BYTES + (700 * MB - BASE_BYTES) // 30
+    child_bytes_max(Settings(autoscale=(8, 4), worker_rss_mb=200), LIMIT)
+    assert [record.args for record in caplog.records] == [(30, 21, 24), (4, 160, 200)]
 
 
 def test_percent_and_megabytes_become_parts_and_bytes() -> None:
