@@ -12,6 +12,7 @@ from celery import states
 from celery.exceptions import Reject
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from kombu.common import ignore_errors
 from vine import promise
 
 from forwarder.brokers.amqp.prefetch import Prefetch
@@ -164,6 +165,8 @@ class ForwarderConsumer(Consumer):
 
     def on_close(self) -> None:
         """Hand back what no slot has begun: Celery forgets it when the connection or the worker ends."""
+        if self._prefetch is not None and state.should_stop is not None:
+            ignore_errors(self, self._prefetch.stop)  # Celery knows one of these consumers
         waiting = [delivery for delivery in self._book.held() if not _has_begun(delivery)]
         super().on_close()  # first: it ends the timers of requests that it still knows
         for delivery in waiting:

@@ -177,6 +177,21 @@ def test_a_stopping_worker_hands_a_long_task_back_uncounted(
     wait_until(lambda: idle(model_server), "nothing runs on")
 
 
+def test_a_worker_that_stops_counts_no_delivery_though_its_prefetch_grew_and_more_tasks_wait(
+    scene: Scene, worker: StartWorker, model_server: ModelServer
+) -> None:
+    slots = {"FORWARDER_CONCURRENCY": "10", "FORWARDER_INFLIGHT_BYTES_MAX": "100000000"}
+    running = ready(worker, "gevent", scene.env | slots)
+    for _ in range(30):
+        scene.send(behaviour=HELD)
+    model_server.wait_in_flight(10)
+    assert running.stop() == 0
+    messages = scene.take(scene.sender.queue)
+    assert len(messages) == 30
+    assert not any(message.delivery_info["redelivered"] for message in messages)
+    assert not any(message.headers.get("x-forwarder-deliveries") for message in messages)
+
+
 def test_a_task_that_kills_its_process_each_time_ends_as_a_failure_and_one_dead_letter(
     scene: Scene, worker: StartWorker, model_server: ModelServer
 ) -> None:

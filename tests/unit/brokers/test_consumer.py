@@ -356,7 +356,8 @@ class PushedTo:
     """Stands for kombu's consumer: notes its prefetch counts."""
 
     def __init__(self) -> None:
-        self.queues = ["q"]
+        self.queues = [SimpleNamespace(name="q")]
+        self.tag_prefix = ""
         self.calls: list[Any] = []
 
     def qos(self, *, prefetch_count: int) -> None:
@@ -386,16 +387,17 @@ def test_a_broker_that_pushes_is_told_less_when_messages_pass_the_budget(scene: 
 
     def receive(size: int) -> None:
         headers = {"id": "a", "task": "t"}
-        handle(SimpleNamespace(body=b"x" * size, properties={}, headers=headers, delivery_info={}))
+        info = {"consumer_tag": f"{kombu.tag_prefix}1"}
+        handle(SimpleNamespace(body=b"x" * size, properties={}, headers=headers, delivery_info=info))
 
-    for size in (99, 100, 100, 100):
+    for size in (100, 100, 100, 100):
         receive(size)
     assert kombu.calls == [4]
-    receive(100)
+    receive(1)
     assert kombu.calls == [4, "cancel"]
     scene.book.hand_back(scene.book.held())
     scene.book.ticked()
-    assert kombu.calls == [4, "cancel", "cancel", 4, "consume"]
+    assert kombu.calls == [4, "cancel", 4, "consume"]
 
 
 def test_a_worker_that_stops_asks_for_nothing_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,6 +407,16 @@ def test_a_worker_that_stops_asks_for_nothing_more(scene: Scene, monkeypatch: py
     scene.book.admission.slots = 1  # type: ignore[attr-defined]
     scene.book.ticked()
     assert kombu.calls == [4]
+
+
+def test_a_worker_that_closes_for_its_stop_cancels_every_consumer(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kombu = pushed(scene)
+    scene.receive()
+    monkeypatch.setattr(state, "should_stop", 0)
+    scene.consumer.on_close()
+    assert kombu.calls == [4, "cancel"]
 
 
 def test_brokers_that_are_asked_for_messages_keep_celerys_prefetch_count(scene: Scene) -> None:
