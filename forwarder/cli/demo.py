@@ -44,11 +44,14 @@ def demo(pool: str, tasks: int, predict_url: str | None, health_url: str | None)
         inference = Inference(
             predict_url=predict_url, health_url=health_url or _beside(predict_url), is_sample=False
         )
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
+    interruption = Interruption()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interruption.tell)
     screen = Screen(Console())
     try:
-        account = Demo(pool=pool, tasks=tasks, inference=inference, screen=screen).run()
+        account = Demo(
+            pool=pool, tasks=tasks, inference=inference, screen=screen, go_on=interruption.go_on
+        ).run()
     except (NotInstalled, StartFailed) as error:
         raise click.ClickException(str(error)) from None
     screen.plain("")
@@ -62,6 +65,22 @@ def _beside(predict_url: str) -> str:
     return urlunsplit(urlsplit(predict_url)._replace(path="/readyz", query="", fragment=""))
 
 
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    """End as on Ctrl-C, so that everything that was started is stopped."""
-    raise KeyboardInterrupt
+class Interruption:
+    """Ends the run as Ctrl-C does, so that everything that was started is stopped.
+
+    What is raised in a destructor or a callback, where a signal may find the
+    program, is swallowed there; so it is raised again where the run goes on.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def tell(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Take a signal."""
+        self._told = True
+        raise KeyboardInterrupt
+
+    def go_on(self) -> None:
+        """Raise KeyboardInterrupt when a signal came."""
+        if self._told:
+            raise KeyboardInterrupt

@@ -40,14 +40,24 @@ class Demo:
     """One run: ``tasks`` tasks through Redis, then as many through SQS and S3.
 
     ``inference`` is the user's own model server; None starts the sample one.
+    ``go_on`` is called before and after each task, and raises what is to end the run.
     """
 
-    def __init__(self, *, pool: str, tasks: int, inference: Inference | None, screen: Screen) -> None:
+    def __init__(
+        self,
+        *,
+        pool: str,
+        tasks: int,
+        inference: Inference | None,
+        screen: Screen,
+        go_on: Callable[[], object] = lambda: None,
+    ) -> None:
         self._pool = pool
         self._slots = CONCURRENCY[pool]
         self._tasks = tasks
         self._inference = inference
         self._screen = screen
+        self._go_on = go_on
 
     def run(self) -> Account:
         """Start everything, send, wait, check and stop everything; return the account of all tasks.
@@ -107,12 +117,19 @@ class Demo:
     def _send(self, way: Way) -> list[SentTask]:
         numbers = _numbers(random.Random(way.title))  # noqa: S311 - the same tasks in every run
         with self._screen.progress("sent", self._tasks) as advance:
-            return [_counted(traffic.send(way, numbers()), advance) for _ in range(self._tasks)]
+            return [self._sent(way, numbers(), advance) for _ in range(self._tasks)]
+
+    def _sent(self, way: Way, numbers: list[int], advance: Callable[[], None]) -> SentTask:
+        self._go_on()
+        task = traffic.send(way, numbers)
+        advance()
+        return task
 
     def _collect(self, way: Way, tasks: Sequence[SentTask]) -> dict[str, Outcome]:
         outcomes: dict[str, Outcome] = {}
         with self._screen.progress("results", len(tasks)) as advance:
             for task_id, outcome in traffic.results(way, tasks):
+                self._go_on()
                 outcomes[task_id] = outcome
                 advance()
         return outcomes
@@ -138,11 +155,6 @@ def _timed(step: Callable[[], object]) -> float:
     began_s = time.monotonic()
     step()
     return time.monotonic() - began_s
-
-
-def _counted(task: SentTask, advance: Callable[[], None]) -> SentTask:
-    advance()
-    return task
 
 
 def _numbers(source: random.Random) -> Callable[[], list[int]]:
