@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from importlib.util import find_spec
-from types import FrameType
-from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import click
+
+from forwarder.cli.interruption import Interruption
 
 NEEDED = ("boto3", "moto", "psutil", "rich")
 
@@ -45,8 +44,6 @@ def demo(pool: str, tasks: int, predict_url: str | None, health_url: str | None)
             predict_url=predict_url, health_url=health_url or _beside(predict_url), is_sample=False
         )
     interruption = Interruption()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interruption.tell)
     screen = Screen(Console())
     try:
         account = Demo(
@@ -63,24 +60,3 @@ def demo(pool: str, tasks: int, predict_url: str | None, health_url: str | None)
 
 def _beside(predict_url: str) -> str:
     return urlunsplit(urlsplit(predict_url)._replace(path="/readyz", query="", fragment=""))
-
-
-class Interruption:
-    """Ends the run as Ctrl-C does, so that everything that was started is stopped.
-
-    What is raised in a destructor or a callback, where a signal may find the
-    program, is swallowed there; so it is raised again where the run goes on.
-    """
-
-    def __init__(self) -> None:
-        self._told = False
-
-    def tell(self, number: int, frame: FrameType | None) -> NoReturn:
-        """Take a signal."""
-        self._told = True
-        raise KeyboardInterrupt
-
-    def go_on(self) -> None:
-        """Raise KeyboardInterrupt when a signal came."""
-        if self._told:
-            raise KeyboardInterrupt

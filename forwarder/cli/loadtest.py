@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forwarder.cli import tasks
 from forwarder.cli.exits import FAILED, OK
-from forwarder.cli.options import SettingsCommand, with_settings
+from forwarder.cli.interruption import Interruption
+from forwarder.cli.options import SettingsCommand, with_options, with_settings
 from forwarder.cli.submit import read_payload
 from forwarder.loadtest import shape as shapes
 from forwarder.settings import Resolved, Settings
@@ -113,14 +112,8 @@ OPTIONS = (
 )
 
 
-def _with_options(command: Callable[..., int]) -> Callable[..., int]:
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(cls=SettingsCommand)
-@_with_options
+@with_options(OPTIONS)
 @with_settings
 def loadtest(*, resolved: Resolved, folder: Path, compared: Path | None, **asked: Any) -> int:
     """Send tasks of a given shape, watch the worker, and write a report with tables and plots.
@@ -142,8 +135,7 @@ def loadtest(*, resolved: Resolved, folder: Path, compared: Path | None, **asked
     from forwarder.testing.services import NotInstalled
 
     other = None if compared is None else _earlier(compared)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
+    Interruption()
     screen = Screen(Console())
     try:
         with _target(resolved, asked) as target:
@@ -255,8 +247,3 @@ def _sender(settings: Settings) -> Callable[[dict[str, Any], str], object]:
             )
 
     return send
-
-
-def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
-    """End as on Ctrl-C, so that everything that was started is stopped."""
-    raise KeyboardInterrupt

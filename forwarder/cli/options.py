@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ _VISIBILITY_HELP = (
     f"Redis database, and the visibility timeout of older workers on it: {', '.join(compat.VISIBILITIES)}."
 )
 _ANCESTOR = "The ancestor's command line"
+
+Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 
 
 class GroupedOption(click.Option):
@@ -47,6 +49,17 @@ class SettingsCommand(click.Command):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def with_options(options: Sequence[Decorator]) -> Decorator:
+    """Return what gives a command its own options, to be listed in this order."""
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def with_settings(command: Callable[..., int]) -> Callable[..., int]:
@@ -85,9 +98,6 @@ def resolve_all(
     if not compat.is_ancestor(document, ancestor):
         return resolve(flags, environ, document, file_sources=dict.fromkeys(document, f"file {file_name}"))
     return compat.resolve(document, ancestor, flags, environ, file_name=file_name or "none")
-
-
-Decorator = Callable[[Callable[..., int]], Callable[..., int]]
 
 
 def _setting_options() -> list[Decorator]:

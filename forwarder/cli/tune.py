@@ -13,7 +13,7 @@ import click
 
 from forwarder.cli import tasks
 from forwarder.cli.exits import FAILED, OK
-from forwarder.cli.options import SettingsCommand, with_settings
+from forwarder.cli.options import SettingsCommand, with_options, with_settings
 from forwarder.inference import readiness
 from forwarder.scaling.container import MIB, container_limit_bytes
 from forwarder.settings import Resolved, Settings
@@ -81,14 +81,8 @@ OPTIONS = (
 )
 
 
-def _with_options(command: Any) -> Any:
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command(cls=SettingsCommand)
-@_with_options
+@with_options(OPTIONS)
 @with_settings
 def tune(
     *,

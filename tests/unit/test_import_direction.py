@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "app": ("__init__", "addresses", "pool", "settings", "forwarding", *ADAPTERS),
     "worker": ("__init__", "app", "drain", "pool", "stop_signals", "settings", "forwarding", *ADAPTERS),
     "cli": ("__init__", "cli.demo", "app", "worker", "pool", "compat", "settings", "forwarding", *ADAPTERS),
-    "cli.demo": ("__init__", "demo", "testing", "settings"),
+    "cli.demo": ("__init__", "cli.interruption", "demo", "testing", "settings"),
     "cli.loadtest": ("cli", "loadtest", "testing", "settings", "forwarding"),
     "cli.tune": ("cli", "app", "tuning", "settings", "forwarding", *ADAPTERS),
     "tuning": ("settings", "forwarding", "scaling"),
