@@ -81,7 +81,7 @@ class Prefetch:
     def begin(self, consumer: Any) -> None:
         """Set the count of the consumer that Celery starts then. Blocks for a round trip."""
         self._queues = _names(consumer)
-        self._prepare(consumer, self._wanted())
+        self._prepare(consumer, max(1, self._wanted()))  # 0 would be no limit
 
     @property
     def exceeded(self) -> bool:

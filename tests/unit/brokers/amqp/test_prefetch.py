@@ -320,6 +320,17 @@ def test_after_a_lost_connection_a_new_one_begins_with_all_slots() -> None:
     assert broker.consumer.prefetch_count == 10
 
 
+def test_a_new_connection_beside_more_that_is_still_held_than_there_are_slots_has_a_limit() -> None:
+    broker = Broker(slots=2)
+    broker.settle()
+    strays = SimpleNamespace(body=b"x", delivery_info={"consumer_tag": "of-another-connection"})
+    for _ in range(3):
+        broker.book.open(strays)
+    broker.prefetch.begin(broker.consumer)
+
+    assert broker.consumer.prefetch_count == 1
+
+
 def test_a_consumer_beside_another_does_the_same_with_messages_and_has_tags_of_its_own() -> None:
     with Connection("memory://") as connection:
         first = Consumer(connection.channel(), queues=[Queue("q")], on_message=print, accept=["json"])
