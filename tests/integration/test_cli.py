@@ -109,7 +109,8 @@ def test_check_as_json_tells_settings_sources_and_services(
     report = json.loads(forwarder("check", "--json", "--concurrency", "7", env=redis_env).out)
     assert report["ok"] is True
     assert report["settings"]["concurrency"] == {"value": "7", "source": "flag --concurrency"}
-    assert [service["name"] for service in report["services"]] == ["broker", "results", "inference server"]
+    names = [service["name"] for service in report["services"]]
+    assert names == ["broker", "results", "inference server", "staging folder"]
 
 
 def test_check_passes_where_every_aws_service_answers(

@@ -40,7 +40,7 @@ def test_numbers_in_flight_are_not_mixed() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "status"),
-    [(row(OURS, 2.3), 0), (row(OURS, 2.5), 1), (failed(OURS), 1)],
+    [(row(OURS, 1.9), 0), (row(OURS, 2.1), 1), (failed(OURS), 1)],
     ids=["within", "dearer", "not measured"],
 )
 def test_the_guard_fails_when_the_forwarder_is_dearer_than_allowed_or_was_not_measured(
