@@ -131,6 +131,7 @@ class Bench:
         burst = Burst(name, self.tasks, self.limit_mb * MIB)
         queue = f"burst-{uuid.uuid4().hex[:8]}"
         with memory_cgroup(self.limit_mb) as limit, redis.Redis.from_url(self.valkey.url) as store:
+            store.flushall()  # what is done is counted by what is there
             self._send(queue)
             worker = Worker(
                 pool="prefork", env=self._env(queue, limit), args=args, module="benchmarks.growing_worker"

@@ -94,5 +94,6 @@ def _close_pipe(error: BaseException) -> None:
     """Close the pipe that billiard makes for a child and leaves open where its fork fails."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_launch":
-            for end in frame.f_locals.keys() & {"parent_r", "child_w"}:  # none where there was no pipe
-                os.close(frame.f_locals[end])
+            ends = dict(frame.f_locals)
+            for name in {"parent_r", "child_w"} & ends.keys():  # none where there was no pipe
+                os.close(ends[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -61,11 +62,12 @@ class Pair:
 
     def _asks(self, worker: Worker) -> bool:
         port = self.model_server.port
-        return any(
-            connection.raddr[1:] == (port,) and connection.status == psutil.CONN_ESTABLISHED
-            for process in family(worker.pid)
-            for connection in process.net_connections(kind="tcp")
-        )
+        for process in family(worker.pid):
+            with contextlib.suppress(psutil.Error):  # a child that has just ended
+                for connection in process.net_connections(kind="tcp"):
+                    if connection.raddr[1:] == (port,) and connection.status == psutil.CONN_ESTABLISHED:
+                        return True
+        return False
 
 
 @pytest.fixture(params=["amqp", "sqs"])
