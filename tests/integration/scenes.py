@@ -11,11 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import redis
 from celery.result import AsyncResult
 
-from forwarder.testing.producer import Producer
-from forwarder.testing.services import ModelServer
+from forwarder.testing import aws_resources
+from forwarder.testing.aws import Moto
+from forwarder.testing.producer import Producer, sqs_broker_url, sqs_conf
+from forwarder.testing.rabbitmq import RabbitMQ
+from forwarder.testing.services import ModelServer, Valkey
 from forwarder.testing.worker import Worker
 
 if TYPE_CHECKING:
@@ -50,6 +54,26 @@ def idle(model_server: ModelServer) -> bool:
 def asked(model_server: ModelServer, request_id: str) -> int:
     """Return how often the model server was asked for this id."""
     return int(model_server.stats()["by_id"].get(request_id, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """A queue on one broker: the worker's settings for it, and a stock producer's URL and configuration."""
+
+    env: dict[str, str]
+    url: str
+    conf: dict[str, Any]
+
+
+def queue_on(broker: str, request: pytest.FixtureRequest, queue_name: str) -> QueuePlace:
+    """Return where the queue is on ``redis``, ``amqp`` or ``sqs``, all started; on SQS it is created."""
+    if broker == "sqs":
+        moto: Moto = request.getfixturevalue("moto")
+        url = aws_resources.create_queue(moto.env, queue_name)
+        env = moto.env | {"FORWARDER_BROKER_URL": "sqs://", "FORWARDER_SQS_QUEUE_URL": url}
+        return QueuePlace(env, sqs_broker_url(moto.env), sqs_conf(moto.env, queue=queue_name, url=url))
+    service: Valkey | RabbitMQ = request.getfixturevalue("valkey" if broker == "redis" else "rabbitmq")
+    return QueuePlace({"FORWARDER_BROKER_URL": service.url}, service.url, {})
 
 
 @dataclass(frozen=True, slots=True)

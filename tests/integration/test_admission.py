@@ -12,12 +12,9 @@ import pytest
 
 from benchmarks.memory_burst import NoCgroup
 from benchmarks.payload_flood import SABOTAGE, Flood, Flooded, run
-from forwarder.testing import aws_resources
-from forwarder.testing.aws import Moto
-from forwarder.testing.producer import sqs_broker_url, sqs_conf
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
-from tests.integration.scenes import POOLS, total
+from tests.integration.scenes import POOLS, queue_on, total
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -82,17 +79,9 @@ def test_messages_larger_than_the_whole_budget_run_one_by_one(
     queue_name: str,
 ) -> None:
     env = {"FORWARDER_RESULT_BACKEND": valkey.url, **model_server.env, **TINY}
-    conf = {}
-    if broker == "sqs":
-        moto: Moto = request.getfixturevalue("moto")
-        url = aws_resources.create_queue(moto.env, queue_name)
-        broker_url = sqs_broker_url(moto.env)
-        env |= moto.env | {"FORWARDER_BROKER_URL": "sqs://", "FORWARDER_SQS_QUEUE_URL": url}
-        conf = sqs_conf(moto.env, queue=queue_name, url=url)
-    else:
-        service: Valkey | RabbitMQ = request.getfixturevalue("valkey" if broker == "redis" else "rabbitmq")
-        broker_url = env["FORWARDER_BROKER_URL"] = service.url
-    sender = producer(broker_url=broker_url, backend=valkey.url, conf=conf)
+    place = queue_on(broker, request, queue_name)
+    env |= place.env
+    sender = producer(broker_url=place.url, backend=valkey.url, conf=place.conf)
     args = {"numbers": [3], "behaviour": {"sleep_s": 0.2}}
     results = [sender.send({"args": {"id": f"t{number}", **args}}) for number in range(TASKS)]
     worker(pool=pool, env=env).wait_ready()

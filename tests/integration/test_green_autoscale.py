@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forwarder.testing import aws_resources
-from forwarder.testing.aws import Moto
-from forwarder.testing.producer import sqs_broker_url, sqs_conf
-from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
-from tests.integration.scenes import HELD, total, wait_until
+from tests.integration.scenes import HELD, queue_on, total, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -35,17 +31,9 @@ def test_slots_open_while_messages_wait_and_never_more_than_max(
         "FORWARDER_AUTOSCALE": f"{MOST},{LEAST}",
         **model_server.env,
     }
-    conf = {}
-    if broker == "sqs":
-        moto: Moto = request.getfixturevalue("moto")
-        url = aws_resources.create_queue(moto.env, queue_name)
-        broker_url = sqs_broker_url(moto.env)
-        env |= moto.env | {"FORWARDER_BROKER_URL": "sqs://", "FORWARDER_SQS_QUEUE_URL": url}
-        conf = sqs_conf(moto.env, queue=queue_name, url=url)
-    else:
-        service: Valkey | RabbitMQ = request.getfixturevalue("valkey" if broker == "redis" else "rabbitmq")
-        broker_url = env["FORWARDER_BROKER_URL"] = service.url
-    sender = producer(broker_url=broker_url, backend=valkey.url, conf=conf)
+    place = queue_on(broker, request, queue_name)
+    env |= place.env
+    sender = producer(broker_url=place.url, backend=valkey.url, conf=place.conf)
     running = worker(pool="gevent", env=env)
     running.wait_ready()
     results = [
