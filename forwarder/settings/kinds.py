@@ -72,6 +72,10 @@ def choice(*names: str, any_case: bool = False) -> Kind:
     return Kind(parse, " or ".join(names), "|".join(names))
 
 
+def _address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
+
+
 def _boolean(text: str) -> bool:
     word = text.lower()
     if word not in _TRUE | _FALSE:
@@ -233,6 +237,7 @@ RESULT_URL = Kind(
 SQS_QUEUE_URL = Kind(_sqs_queue_url, "the queue's URL, https://HOST/ACCOUNT/NAME", "URL")
 ROLE_ARN = Kind(_role_arn, "an IAM role, arn:aws:iam::123456789012:role/NAME", "ARN")
 STREAM_NAME = Kind(_stream_name, "a stream name of 1 to 64 letters, digits, '_', '.' and '-'", "NAME")
+ADDRESS = Kind(_address, "an IP address", "ADDRESS")
 WORDS = Kind(_words, "text without control characters", "TEXT")
 QUEUES = Kind(
     _names,

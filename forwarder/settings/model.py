@@ -90,6 +90,9 @@ class Settings:
 
     # Operation
     http_port: int = 0
+    http_host: str = "0.0.0.0"  # noqa: S104 - the kubelet probes from outside the container
+    live_stall_s: float | None = None  # None: as long as a task may take, and a minute
+    log_format: str = "console"
     autoscale: tuple[int, int] | None = None
     autoscale_step: int = 8
     autoscale_idle_s: float = 30.0

@@ -36,8 +36,8 @@ def pinned(name: str) -> dict[str, tuple[Requirement, list[str]]]:
     return pins
 
 
-def test_production_requirements_are_the_dependencies_with_tracing() -> None:
-    declared = [*PROJECT["dependencies"], *EXTRAS["ddtrace"]]
+def test_production_requirements_are_the_dependencies_with_datadogs() -> None:
+    declared = [*PROJECT["dependencies"], *EXTRAS["datadog"], *EXTRAS["ddtrace"]]
     assert sorted(asked_for("requirements.in")) == sorted(declared)
 
 

@@ -105,7 +105,30 @@ OPERATION = (
         "--http-port",
         "FORWARDER_HTTP_PORT",
         kinds.whole_number(0, 65535),
-        "Port of health and metrics; 0 is off.",
+        "Port of /livez, /readyz, /metrics and /status; 0 is off.",
+    ),
+    Spec(
+        "http_host",
+        "--http-host",
+        "FORWARDER_HTTP_HOST",
+        kinds.ADDRESS,
+        "Address that the port is opened on; :: is every address where the machine has IPv6.",
+    ),
+    Spec(
+        "live_stall_s",
+        "--live-stall",
+        "FORWARDER_LIVE_STALL_S",
+        kinds.seconds(7 * 86400),
+        "Seconds without a finished task, while tasks are in flight and the services are there, after which "
+        "/livez is false: longer than the longest task.",
+        default_words="--task-timeout and 60 s more",
+    ),
+    Spec(
+        "log_format",
+        "--log-format",
+        "FORWARDER_LOG_FORMAT",
+        kinds.choice("console", "json"),
+        "How log lines are written: for a person, or one JSON object a line.",
     ),
     Spec(
         "log_level",

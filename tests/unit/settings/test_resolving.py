@@ -90,6 +90,9 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "endpoint_labels": [('{"team": "search"}', {"team": "search"}), ("", {})],
     "endpoint_user_id": [("user", "user")],
     "http_port": [("8080", 8080)],
+    "http_host": [("127.0.0.1", "127.0.0.1"), ("::", "::")],
+    "live_stall_s": [("90", 90.0)],
+    "log_format": [("json", "json")],
     "log_level": [("debug", "DEBUG")],
 }
 CASES = [(field, text, value) for field, pairs in GOOD.items() for text, value in pairs]

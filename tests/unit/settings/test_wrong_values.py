@@ -116,6 +116,9 @@ WRONG: dict[str, list[str]] = {
     "endpoint_labels": ["team", "[]", '{"a": 1}', '{"a": null}', '{"a": {}}', "{", '"text"', "[" * 100_000],
     "endpoint_user_id": WORDS,
     "http_port": [*NUMBERS, "65536"],
+    "http_host": ["localhost", "127.0.0", "127.0.0.1:80", "*", ""],
+    "live_stall_s": [*DURATIONS, "0", "604801"],
+    "log_format": ["JSON", "text", ""],
     "log_level": ["LOUD", "10", ""],
 }
 GENTLE = {
