@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 
 def steady_share(done_at: Sequence[float], *, tasks: int, slots: int, held_s: float) -> float | None:
     """Return the share of the ideal ``slots / held_s`` tasks a second that was reached while it could be.
 
     ``done_at`` has the second of each result, in any order; of a worker that was not waited
-    for, fewer than ``tasks``. The window begins with the result number ``slots``: every slot
-    has had a task and a next one by then. It ends with the last result after which there was
-    still a task for every slot, which is number ``tasks - slots``, or with the last that came.
-    Of a worker that works in waves both are the end of a wave. None when nothing is in between.
+    for, fewer than ``tasks``. Two groups of ``slots`` results are compared by their mean moments: the
+    second, by which every slot is on its next task, and the last after which there was still a
+    task for every slot (it ends with number ``tasks - slots``, or with the last that came).
+    Means, because tasks that began together end in waves, and waves get wider: the time between their ends
+    would be longer than a slot's, that between their beginnings shorter. None without two groups.
     """
     times = sorted(done_at)
     last = min(len(times), tasks - slots)
-    done = last - slots
-    if done <= 0 or times[last - 1] <= times[slots - 1]:
+    done = last - 2 * slots
+    if done <= 0:
         return None
-    return done * held_s / slots / (times[last - 1] - times[slots - 1])
+    passed_s = fmean(times[last - slots : last]) - fmean(times[slots : 2 * slots])
+    return done * held_s / slots / passed_s if passed_s > 0 else None

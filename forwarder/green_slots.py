@@ -32,7 +32,10 @@ class Job:
 
 
 class Slots:
-    """At most ``size`` jobs at a time, each in a greenlet that takes the next one when it is over.
+    """Jobs, each in a greenlet that takes the next one when it is over.
+
+    At most ``size`` of them run, which whoever takes messages sees to: it counts those that are not settled.
+    As many again may be waiting for their ack's round trip, so that the next task need not wait for it.
 
     Celery's ``grow``, ``shrink`` and ``on_stop`` know it as a ``gevent.pool.Pool``:
     ``size``, ``_semaphore`` and ``join`` are theirs.
@@ -40,7 +43,7 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._semaphore = Semaphore(size)
+        self._semaphore = Semaphore(2 * size)
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
         self._waiting: list[_Slot] = []
@@ -52,7 +55,7 @@ class Slots:
         return len(self._jobs)
 
     def start(self, run: Callable[[int], None]) -> Job:
-        """Start a job, which is called with its number; blocks while every slot is taken."""
+        """Start a job, which is called with its number; blocks while twice ``size`` are not over."""
         self._semaphore.acquire()
         job = Job(next(self._numbers), run)
         self._jobs[job.number] = job

@@ -71,6 +71,7 @@ def tasks_are_done(
             assert value["result"]["sum"] == 2 * number
             assert value["status_code"] == 200
             assert result.state == "SUCCESS"
+        assert model_server.stats()["peak"] <= int(LIMITS["FORWARDER_CONCURRENCY"])
         failed = sender.send([1])
         with pytest.raises(Exception, match="must be a JSON object"):
             failed.get(timeout=PATIENCE_S)

@@ -70,7 +70,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 def assert_slot_is_free(pool: Any) -> None:
     assert len(pool._pool) == 0
-    assert pool._pool._semaphore.counter == 1
+    assert pool._pool._semaphore.counter == 2
 
 
 def run_out(pool: Any) -> None:
@@ -160,19 +160,32 @@ def test_a_slot_that_waits_holds_nothing_of_its_last_task(pool: GreenPool, calls
     assert job() is None
 
 
-def test_as_many_run_as_there_are_slots_and_the_next_waits_for_one(pool: GreenPool, calls: Calls) -> None:
+def test_a_task_whose_ack_is_on_its_way_keeps_no_other_from_beginning(pool: GreenPool, calls: Calls) -> None:
+    ack = gevent.event.Event()
+    apply(pool, calls, lambda: None, callback=lambda _: ack.wait())
+    apply(pool, calls, lambda: "begun")
+    gevent.sleep(0)
+    assert calls.returned == ["begun"]
+    ack.set()
+    run_out(pool)
+
+
+def test_twice_as_many_as_there_are_slots_may_be_unfinished_and_the_next_waits(
+    pool: GreenPool, calls: Calls
+) -> None:
     pool.grow()
-    held = [gevent.event.Event() for _ in range(2)]
+    held = [gevent.event.Event() for _ in range(3)]
     for event in held:
         apply(pool, calls, event.wait)
-    third = gevent.spawn(apply, pool, calls, lambda: None)
+    fourth = gevent.spawn(apply, pool, calls, lambda: None)
     gevent.sleep(0)
-    assert not third.dead
+    assert not fourth.dead
     held[0].set()
-    third.join()
+    fourth.join()
     held[1].set()
+    held[2].set()
     run_out(pool)
-    assert len(calls.returned) == 3
+    assert len(calls.returned) == 4
 
 
 def test_a_task_killed_as_it_is_accepted_ends_where_it_first_waits(pool: GreenPool, calls: Calls) -> None:

@@ -33,7 +33,12 @@ def test_a_worker_that_is_not_waited_for_is_measured_to_its_last_result() -> Non
     assert steady_share(done_at, tasks=140, slots=20, held_s=1.0) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("results", [0, 19, 20], ids=["none", "not every slot", "one for each slot"])
+def test_waves_that_get_wider_count_by_their_middle() -> None:
+    done_at = [1.02 * (wave + 1) + 0.04 * wave * (slot / 20 - 0.475) for wave in range(7) for slot in range(20)]
+    assert steady_share(done_at, tasks=140, slots=20, held_s=1.0) == pytest.approx(1 / 1.02)
+
+
+@pytest.mark.parametrize("results", [0, 19, 40], ids=["none", "not every slot", "two for each slot"])
 def test_without_a_window_there_is_no_share(results: int) -> None:
     done_at = waves(7, slots=20, held_s=1.0)[:results]
     assert steady_share(done_at, tasks=140, slots=20, held_s=1.0) is None
