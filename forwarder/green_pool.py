@@ -53,7 +53,7 @@ class GreenPool(TaskPool):
         accept_callback: Callable[[int, float], Any],
         **_: Any,
     ) -> Any:
-        """Run the target in a slot and return the job; blocks while twice as many as there are slots are not over.
+        """Run the target in a slot, return the job; blocks while twice as many as slots are not over.
 
         ``callback`` gets what the target returned, or else ``error_callback`` an
         ExceptionInfo, also when ``callback`` itself raised. For a job that was

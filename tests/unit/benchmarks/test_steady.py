@@ -34,7 +34,9 @@ def test_a_worker_that_is_not_waited_for_is_measured_to_its_last_result() -> Non
 
 
 def test_waves_that_get_wider_count_by_their_middle() -> None:
-    done_at = [1.02 * (wave + 1) + 0.04 * wave * (slot / 20 - 0.475) for wave in range(7) for slot in range(20)]
+    done_at = [
+        1.02 * (wave + 1) + 0.04 * wave * (slot / 20 - 0.475) for wave in range(7) for slot in range(20)
+    ]
     assert steady_share(done_at, tasks=140, slots=20, held_s=1.0) == pytest.approx(1 / 1.02)
 
 
