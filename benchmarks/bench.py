@@ -154,7 +154,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=14.0, help="begin nothing after these (default: 14)")
     parser.add_argument("--whole", action="store_true", help="repeat everything, not only what matters most")
     parser.add_argument("--tasks", type=int, default=1000, help="of the phase without inference time")
-    parser.add_argument("--rounds-1s", type=int, default=7, help="tasks a slot in the 1 s phase; 0 skips it")
+    parser.add_argument("--rounds-1s", type=int, default=12, help="tasks a slot in the 1 s phase; 0 skips it")
     parser.add_argument("--systems", default="", help="parts of names, with commas between (default: all)")
     parser.add_argument(
         "--json", type=Path, default=CHECKOUT / "benchmarks/results/redis.json", metavar="FILE"
