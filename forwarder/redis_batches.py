@@ -67,13 +67,10 @@ class RedisBatches:
         spawn(self._serve)
 
     def _serve(self) -> None:
-        from gevent import sleep
-
         while True:
             if not self._requests:
                 self._idle = self._waiter()
                 self._idle.get()
-            sleep(0)  # who is about to ask, asks now
             batch = [request for request in self._waiting(BATCH_MAX) if not request.dropped]
             try:
                 replies = self._line.ask(batch) if batch else []
