@@ -16,7 +16,11 @@ from forwarder import __version__
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-COMPILED = {"requirements.in": "requirements.txt", "requirements-dev.in": "requirements-dev.txt"}
+COMPILED = {
+    "requirements.in": "requirements.txt",
+    "requirements-dev.in": "requirements-dev.txt",
+    "requirements-build.in": "requirements-build.txt",
+}
 
 
 def asked_for(name: str) -> list[str]:
