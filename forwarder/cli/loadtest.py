@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -238,7 +239,7 @@ def _sender(settings: Settings) -> Callable[[dict[str, Any], str], object]:
         with tasks.reaching("the broker"):
             return app.send_task(
                 TASK_NAMES[0],
-                args=(payload,),
+                args=(payload, time.time()),
                 task_id=task_id,
                 queue=settings.queues[0],
                 # Without these Celery copies the payload into the message's headers, which monitors show.

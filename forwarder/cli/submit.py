@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any, NoReturn
@@ -60,7 +61,7 @@ def submit(
         # Sending needs no results: Celery would subscribe to them and wait for a lost store.
         tasks.impatient_app(resolved.settings, results=False).send_task(
             TASK_NAMES[0],
-            args=(body,),
+            args=(body, time.time()),
             task_id=task_id,
             queue=resolved.settings.queues[0],
             expires=expires_s,

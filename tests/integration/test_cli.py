@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,16 +311,20 @@ def test_submitting_needs_no_result_store(
     assert ended.code == 0, ended.err
 
 
-def test_the_payload_is_in_the_message_body_only(
+def test_the_payload_is_in_the_message_body_only_and_the_time_of_sending_beside_it(
     forwarder: Forwarder, redis_env: dict[str, str], valkey: Valkey, queue_name: str
 ) -> None:
     import redis
 
+    before_s = time.time()
     forwarder("submit", '{"args": "a secret of the sender"}', env=redis_env)
     client = redis.Redis.from_url(valkey.database(0))
     message: dict[str, Any] = json.loads(client.lrange(queue_name, 0, 0)[0])
     assert "secret" not in json.dumps(message["headers"])
     assert message["headers"]["task"] == "forwarder.forward"
+    (payload, arrival), *_ = json.loads(base64.b64decode(message["body"]))
+    assert payload == {"args": "a secret of the sender"}
+    assert before_s <= arrival <= time.time()
 
 
 @pytest.mark.parametrize("command", [["submit", '{"args": 1}'], ["result", "some-id", "--wait", "5"]])
