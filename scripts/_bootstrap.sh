@@ -11,6 +11,7 @@ export UV_NO_PROGRESS=1
 UV=.venv/bin/uv
 PYTHON=.venv/bin/python
 STAMP=forwarder-stamp
+LOCALSTACK_PINS=tests/integration/localstack-4.9.2.constraints.txt
 
 say() { printf '==> %s\n' "$*" >&2; }
 
@@ -81,4 +82,18 @@ install_pinned() {
   "$UV" pip sync --quiet --python "$1/bin/python" --require-hashes requirements-dev.txt
   "$UV" pip install --quiet --python "$1/bin/python" --no-deps --no-build-isolation --editable .
   write_stamp "$1" requirements-dev.txt pyproject.toml
+}
+
+# LocalStack pins most of its dependencies, and runs on Python 3.11 only: an environment of its own.
+ensure_localstack() {
+  local dir=.venv-localstack
+  stamped $dir $LOCALSTACK_PINS && return
+  say "installing LocalStack 4.9.2 into $dir"
+  rm -rf $dir
+  if ! "$UV" venv --quiet --no-project --python 3.11 $dir; then
+    say "no Python 3.11: there is no LocalStack here"
+    return
+  fi
+  "$UV" pip install --quiet --python $dir/bin/python --constraints $LOCALSTACK_PINS 'localstack-core[runtime]==4.9.2'
+  write_stamp $dir $LOCALSTACK_PINS
 }
