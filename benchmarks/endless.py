@@ -9,7 +9,6 @@ how often was asked, and bytes and CRC-32 of each object that was put.
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import random
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from forwarder.testing.processes import Command, clean_env
-from forwarder.testing.services import CHECKOUT, Service, http_status
+from forwarder.testing.services import CHECKOUT, ModelServer
 
 LOOPBACK = "127.0.0.1"
 PIECE_BYTES = 64 * 1024
@@ -128,7 +127,7 @@ class EndlessServer(ThreadingHTTPServer):
         """Say nothing of clients that have gone."""
 
 
-class Endless(Service):
+class Endless(ModelServer):
     """The server as a process."""
 
     name = "endless"
@@ -138,35 +137,15 @@ class Endless(Service):
         argv = [sys.executable, "-m", "benchmarks.endless", "--port", str(self.port)]
         return Command(argv=argv, env=clean_env(folder) | {"PYTHONPATH": str(CHECKOUT)})
 
-    def answers(self) -> bool:
-        """Return whether it is there."""
-        return http_status(self.port, "/readyz") == http.client.OK
-
-    @property
-    def url(self) -> str:
-        """Return the base URL."""
-        return f"http://{LOOPBACK}:{self.port}"
-
     @property
     def env(self) -> dict[str, str]:
         """Return the worker's settings for it, as model server and as S3."""
-        return {
-            "FORWARDER_PREDICT_URL": f"{self.url}/predict",
-            "FORWARDER_HEALTH_URL": f"{self.url}/readyz",
+        return super().env | {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
         }
-
-    def stats(self) -> dict[str, Any]:
-        """Return what came."""
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=10.0)
-        try:
-            connection.request("GET", "/stats")
-            return dict(json.loads(connection.getresponse().read()))
-        finally:
-            connection.close()
 
 
 def main() -> None:

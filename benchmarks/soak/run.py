@@ -97,7 +97,7 @@ def soak(plan: Plan, *, cloud: SoakCloud, model: ModelServer) -> Soaked:
     slow = SLOW_ROUNDS * plan.concurrency
     scene = SoakScene(cloud=cloud, model=model, payload_bytes=plan.payload_bytes, slow=slow)
     env = {**scene.env, "FORWARDER_CONCURRENCY": str(plan.concurrency), **(plan.env or {})}
-    cloud.calls()
+    cloud.counts()
     points: list[Point] = []
     with Worker(pool=plan.pool, env=env, module=plan.module) as worker:
         worker.wait_ready()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import random
 import sys
@@ -12,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sqs_scene import CountedMoto
 from forwarder.testing import aws_resources
-from forwarder.testing.aws import Moto
-from forwarder.testing.processes import LOOPBACK, Command, clean_env
+from forwarder.testing.processes import Command, clean_env
 from forwarder.testing.producer import Producer
 from forwarder.testing.services import CHECKOUT, ModelServer
 
@@ -26,7 +25,7 @@ SLOW_S = 1.0
 STORED = "S3 PUT"
 
 
-class SoakCloud(Moto):
+class SoakCloud(CountedMoto):
     """``benchmarks.soak.light_cloud`` in a process of its own."""
 
     def __init__(self, *, life_s: int) -> None:
@@ -38,16 +37,6 @@ class SoakCloud(Moto):
         options = ["--port", str(self.port), "--life", str(self._life_s)]
         argv = [sys.executable, "-m", "benchmarks.soak.light_cloud", *options]
         return Command(argv=argv, env=clean_env(folder) | self.env | {"PYTHONPATH": str(CHECKOUT)})
-
-    def calls(self) -> dict[str, int]:
-        """Return the calls since the last look, by service and operation."""
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=30)
-        try:
-            connection.request("GET", "/counts")
-            counts: dict[str, int] = json.load(connection.getresponse())
-        finally:
-            connection.close()
-        return counts
 
 
 class SoakScene:
@@ -104,7 +93,7 @@ class SoakScene:
 
     def count(self) -> None:
         """Bring ``stored`` up to date."""
-        self.stored += self._cloud.calls().get(STORED, 0)
+        self.stored += self._cloud.counts().get(STORED, 0)
 
     def close(self) -> None:
         """Close the sender."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forwarder.scaling.container import MIB, Limit
-from forwarder.scaling.peak import BASE_BYTES, CHILD_BYTES, COPIES, SLOT_BYTES, mib, peak
+from forwarder.scaling.peak import BASE_BYTES, COPIES, SLOT_BYTES, child_bytes, mib, peak
 from forwarder.settings.model import Pool, Settings
 from forwarder.settings.table import BY_FIELD
+from forwarder.staging.threshold import IN_MEMORY_MAX, above_for
 from forwarder.tuning.asking import Fetched
 from forwarder.tuning.levels import Level, quantile
 
@@ -28,8 +29,6 @@ TASK_TIMEOUT_S_MIN = 10
 #: Budget of bytes in flight: twice what every slot's largest payload and response are.
 BUDGET_FACTOR = 2
 
-#: Bytes of a body by reference up to which it may stay in memory; a task's memory stays under 1 MiB then.
-IN_MEMORY_MAX = 512 * 1024
 KIB = 1024
 
 
@@ -101,7 +100,7 @@ def _slots(measured: Measured, settings: Settings) -> tuple[Pool, int, list[Advi
     per_s = measured.knee.per_s
     cpu = per_s * TASK_CPU_S
     task = measured.task_bytes
-    child = (settings.worker_rss_mb or 0) * MIB or CHILD_BYTES
+    child = child_bytes(settings)
     room = measured.limit.bytes * settings.memory_high_percent / 100 - BASE_BYTES
     load = f"{per_s:.3g} tasks/s x {1000 * TASK_CPU_S:g} ms of CPU are {100 * cpu:.0f} % of a core"
     processes = f"{wanted} processes x ({mib(child)} + {size(task)})"
@@ -172,12 +171,11 @@ def _staging(measured: Measured, settings: Settings, concurrency: int) -> Iterat
         return
     sizes = [one.size_bytes for one in measured.fetched]
     largest = max(sizes)
+    above = above_for(sizes, default=Settings().stage_above_bytes)
     if largest <= IN_MEMORY_MAX:
-        above = _round_up(largest, 64 * KIB)
         why = f"all {len(sizes)} inputs are small ({size(largest)} at most): memory saves them the disk"
         yield Advice("stage_above_bytes", above, why)
     else:
-        above = Settings().stage_above_bytes
         on_disk = sum(number > above for number in sizes)
         why = f"{on_disk} of {len(sizes)} inputs, up to {size(largest)}, go by way of the disk"
         yield Advice("stage_above_bytes", above, why)

@@ -43,14 +43,16 @@ class Level:
         return self.failed > len(self.latencies_s) // 2
 
 
-def next_concurrency(levels: Sequence[Level], *, concurrency_max: int) -> int | None:
+def next_concurrency(
+    levels: Sequence[Level], *, concurrency_max: int, concurrency_min: int = 1
+) -> int | None:
     """Return the concurrency to measure next, None when the knee is found.
 
-    It doubles until that no longer pays or the server refuses, and looks once
+    From ``concurrency_min`` it doubles until that no longer pays or the server refuses, and looks once
     between the last two that matter. A server that answers with errors is left alone.
     """
     if not levels:
-        return 1
+        return concurrency_min
     last = levels[-1]
     if last.useless:
         return None
@@ -65,9 +67,9 @@ def next_concurrency(levels: Sequence[Level], *, concurrency_max: int) -> int | 
 
 
 def knee(levels: Sequence[Level]) -> Level | None:
-    """Return the least concurrency that comes within 5 % of the best rate; None where all was refused."""
+    """Return the least concurrency that comes within 5 % of the best rate; None where none was of use."""
     served = sorted(
-        (level for level in levels if not level.refused and level.latencies_s),
+        (level for level in levels if not level.refused and not level.useless and level.latencies_s),
         key=lambda one: one.concurrency,
     )
     if not served:
@@ -76,8 +78,10 @@ def knee(levels: Sequence[Level]) -> Level | None:
     return next(level for level in served if level.per_s * (1 + GAIN) >= best)
 
 
-def why(levels: Sequence[Level], found: Level, *, concurrency_max: int) -> str:
-    """Return in words why no more concurrency than the knee's is of use."""
+def why(
+    levels: Sequence[Level], found: Level, *, concurrency_max: int, bound: str = "--max-concurrency"
+) -> str:
+    """Return in words why no more concurrency than the knee's is of use; ``bound`` is what set the most."""
     beyond = [level for level in levels if level.concurrency > found.concurrency]
     refused = [level for level in beyond if level.refused]
     flat = [level for level in beyond if not level.refused]
@@ -89,7 +93,7 @@ def why(levels: Sequence[Level], found: Level, *, concurrency_max: int) -> str:
         least = min(refused, key=lambda level: level.concurrency)
         return f"{rate}; at {least.concurrency} the server refused {least.busy + least.broken} requests"
     if found.concurrency >= concurrency_max:
-        return f"{rate}, and no more than {concurrency_max} were tried (--max-concurrency)"
+        return f"{rate}, and no more than {concurrency_max} were tried ({bound})"
     return f"{rate}; more was not tried within the bounds on requests and time"
 
 

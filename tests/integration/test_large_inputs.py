@@ -32,7 +32,8 @@ from forwarder.staging.download import Source
 from forwarder.staging.folder import StagingFolder
 from forwarder.staging.https import HttpsSource
 from forwarder.staging.staging import Staging
-from forwarder.testing.aws import Moto
+from forwarder.staging.threshold import Threshold
+from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
 from forwarder.testing.aws_resources import client, create_bucket
 from forwarder.testing.certificates import write_self_signed
 from forwarder.testing.services import ModelServer
@@ -120,7 +121,7 @@ def staging(folder: Path, **sources: Source) -> Staging:
     return Staging(
         folder=StagingFolder(parent=folder, bytes_max=64 * MIB, overrun_bytes=MIB, boot="boot"),
         sources=sources,
-        above_bytes=256 * 1024,
+        threshold=Threshold(256 * 1024),
         input_bytes_max=16 * MIB,
         answer_bytes_max=MIB,
         timeout_s=30.0,
@@ -199,15 +200,21 @@ def test_the_folders_bound_holds_tasks_back_over_all_processes(
     assert "staging_full" in started.log()
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("pool", "s3"), [("prefork", "moto"), ("gevent", "moto"), ("gevent", "localstack")])
 def test_what_a_dead_worker_had_staged_is_used_by_the_next(
-    pool: str, redis_scene: RedisScene, model_server: ModelServer, moto: Moto, tmp_path: Path
+    pool: str,
+    s3: str,
+    request: pytest.FixtureRequest,
+    redis_scene: RedisScene,
+    model_server: ModelServer,
+    tmp_path: Path,
 ) -> None:
+    cloud: Moto | LocalStack | ExistingCloud = request.getfixturevalue(s3)
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    create_bucket(moto.env, bucket)
+    create_bucket(cloud.env, bucket)
     body = {"id": "staged", "numbers": [1, 2], "behaviour": HELD, "padding": "x" * MIB}
-    client(moto.env, "s3").put_object(Bucket=bucket, Key="body", Body=json.dumps(body).encode())
-    env = redis_scene.env | moto.env | {"FORWARDER_STAGE_FOLDER": str(tmp_path)}
+    client(cloud.env, "s3").put_object(Bucket=bucket, Key="body", Body=json.dumps(body).encode())
+    env = redis_scene.env | cloud.env | {"FORWARDER_STAGE_FOLDER": str(tmp_path)}
     env |= {"FORWARDER_VISIBILITY_TIMEOUT_S": "3"}
     first = redis_scene.worker(pool=pool, env=env)
     first.wait_ready()

@@ -65,6 +65,19 @@ def test_processes_only_where_one_core_is_not_enough_and_they_fit(
     assert advised(knee=knee, cores=cores, limit=Limit(limit_mb * MIB, "cgroup2"))["pool"] == pool
 
 
+@pytest.mark.parametrize(
+    ("settings", "pool"),
+    [
+        (Settings(), "prefork"),  # 8 x (24 + 3) MiB fit below 70 % of 400, less 60
+        (Settings(worker_rss_mb=30), "gevent"),
+        (Settings(result_backend="s3://bucket/"), "gevent"),  # boto3 takes 5 MiB more
+    ],
+)
+def test_a_process_counts_as_it_usually_is_or_as_the_operator_says(settings: Settings, pool: str) -> None:
+    knee, limit = replace(KNEE, per_s=600.0), Limit(400 * MIB, "cgroup2")
+    assert advised(settings, knee=knee, limit=limit)["pool"] == pool
+
+
 def test_concurrency_stays_within_the_memory() -> None:
     # (200 x 0.7 - 60) MiB / (50 MiB + the slot)
     assert advised(task_growth_bytes=50 * MIB, limit=Limit(400 * MIB, "cgroup2"))["concurrency"] == 4

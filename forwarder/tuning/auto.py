@@ -1,0 +1,112 @@
+"""How many slots a worker should have, from what its own tasks tell while it works: pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forwarder.scaling.peak import SLOT_BYTES
+from forwarder.tuning.flow import Seen
+from forwarder.tuning.levels import Level, knee, next_concurrency, quantile, why
+
+#: How many times as large, or as long in a slot, tasks are that call for a new measurement, and how many
+#: times as small. What a message has below the memory of a slot is no size.
+CHANGED = 4
+#: Seconds between the end of a measurement and the beginning of the next.
+AGAIN_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The most slots that there may be, and what bounds them in words."""
+
+    slots: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How many slots there may be from now on, and why; ``settled`` ends a measurement."""
+
+    slots: int
+    why: str
+    settled: bool
+
+
+class Auto:
+    """Measures ``least`` slots, twice as many, and so on until that no longer pays, and stays at the best.
+
+    Never fewer than ``least``, which is the operator's own number: no measurement
+    makes the worker slower than that.
+    """
+
+    def __init__(self, *, least: int, again_s: float = AGAIN_S) -> None:
+        self.asked = least
+        self._least = least
+        self._again_s = again_s
+        self._seen: list[Seen] = []
+        self._settled: Seen | None = None
+        self._settled_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Auto asked={self.asked} levels={len(self._seen)} settled={self._settled is not None}>"
+
+    def next(self, seen: Seen, *, now_s: float, bound: Bound, held_back: bool) -> Step | None:
+        """Return what follows from one more measurement, None where nothing changes.
+
+        ``held_back`` tells that memory keeps the pool from having as many slots as were asked for.
+        """
+        if self._settled is not None:
+            return self._follow(self._settled, seen, now_s)
+        slots = seen.level.concurrency
+        if slots > self.asked or (slots < self.asked and not held_back):
+            return None  # they open or close yet
+        self._seen.append(seen)
+        further = None
+        if slots == self.asked:
+            most = max(self._least, bound.slots)
+            further = next_concurrency(self._levels, concurrency_max=most, concurrency_min=self._least)
+        if further is not None:
+            self.asked = further
+            return Step(further, f"{slots} at a time brought {seen.level.per_s:.3g} tasks/s", settled=False)
+        return self._settle(now_s, bound, held_back=held_back)
+
+    @property
+    def _levels(self) -> Sequence[Level]:
+        return [seen.level for seen in self._seen]
+
+    def _settle(self, now_s: float, bound: Bound, *, held_back: bool) -> Step:
+        best = knee(self._levels)
+        self._settled = next((seen for seen in self._seen if seen.level is best), self._seen[0])
+        self._settled_s = now_s
+        self.asked = self._settled.level.concurrency
+        if best is None:
+            return Step(self.asked, "the inference server refuses tasks or answers with errors", settled=True)
+        words = why(self._levels, best, concurrency_max=bound.slots, bound=bound.words)
+        if held_back:
+            words = f"{words}; memory holds no more"
+        return Step(self.asked, words, settled=True)
+
+    def _follow(self, settled: Seen, seen: Seen, now_s: float) -> Step | None:
+        reason = _change(settled, seen)
+        if reason is None or now_s - self._settled_s < self._again_s:
+            return None
+        self._settled, self._seen, self.asked = None, [], self._least
+        return Step(self._least, reason, settled=False)
+
+
+def _change(before: Seen, now: Seen) -> str | None:
+    """Return in words what is by much another than it was, None where nothing is."""
+    if now.level.concurrency != before.level.concurrency:
+        return None  # then the times in a slot are others, too
+    sizes = [max(SLOT_BYTES, quantile(seen.message_bytes, 0.5)) for seen in (before, now)]
+    if _by_much(*sizes):
+        return f"messages of {sizes[1]:.0f} B instead of {sizes[0]:.0f} B"
+    times = [quantile(seen.level.latencies_s, 0.5) for seen in (before, now)]
+    if _by_much(*times):
+        return f"tasks of {times[1]:.3g} s instead of {times[0]:.3g} s"
+    return None
+
+
+def _by_much(before: float, now: float) -> bool:
+    return now >= CHANGED * before or before >= CHANGED * now

@@ -1,0 +1,135 @@
+"""What a worker makes of its own measurements, by table: servers whose limits are known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from forwarder.tuning.auto import AGAIN_S, Auto, Bound, Step
+from forwarder.tuning.flow import Seen
+from forwarder.tuning.levels import Level
+
+Server = Callable[[int], Level]
+FREE = Bound(128, "MAX of --autoscale")
+
+
+def seen(level: Level, *, message_bytes: int = 1000) -> Seen:
+    return Seen(level, [message_bytes] * 10)
+
+
+def level(slots: int, per_s: float, *, busy: int = 0, failed: int = 0) -> Level:
+    return Level(slots, per_s, [slots / per_s] * 10, busy=busy, failed=failed)
+
+
+def serving(most: int) -> Server:
+    """Serve so many at a time, a second each; the others wait."""
+    return lambda slots: level(slots, min(slots, most))
+
+
+def refusing(most: int) -> Server:
+    return lambda slots: level(slots, min(slots, most), busy=10 if slots > most else 0)
+
+
+def failing(most: int) -> Server:
+    """Answer the faster, with errors, the more there is to do."""
+    return lambda slots: level(slots, slots if slots <= most else 10 * slots, failed=10 * (slots > most))
+
+
+def run(auto: Auto, server: Server, bound: Bound = FREE) -> tuple[list[int], Step]:
+    """Measure until it settles; return what was asked for and the last step."""
+    asked = [auto.asked]
+    for _ in range(20):
+        step = auto.next(seen(server(auto.asked)), now_s=0.0, bound=bound, held_back=False)
+        assert step is not None
+        assert step.slots == auto.asked
+        if step.settled:
+            return asked, step
+        asked.append(step.slots)
+    raise AssertionError("it does not settle")
+
+
+@pytest.mark.parametrize(
+    ("server", "asked", "found"),
+    [
+        (serving(16), [4, 8, 16, 32, 12], 16),
+        (serving(10), [4, 8, 16, 32, 12], 12),
+        (serving(4), [4, 8], 4),
+        (serving(1), [4, 8], 4),
+        (serving(1000), [4, 8, 16, 32, 64, 128], 128),
+        (refusing(16), [4, 8, 16, 32, 24], 16),
+        (refusing(2), [4], 4),
+        (failing(16), [4, 8, 16, 32], 16),
+        (failing(1), [4], 4),
+    ],
+)
+def test_it_settles_where_more_is_of_no_use_and_never_below_the_operators_number(
+    server: Server, asked: list[int], found: int
+) -> None:
+    tried, step = run(Auto(least=4), server)
+    assert (tried, step.slots) == (asked, found)
+
+
+@pytest.mark.parametrize("most", [1, 4, 5, 40])
+def test_no_more_is_asked_for_than_the_bound_and_the_reason_names_it(most: int) -> None:
+    tried, step = run(Auto(least=4), serving(1000), Bound(most, "what 100 file descriptors suffice for"))
+    assert max(tried) == step.slots == max(4, most)
+    assert "100 file descriptors" in step.why
+
+
+def test_whatever_is_measured_it_stays_within_its_bounds_and_settles() -> None:
+    dice = random.Random(1)
+    for _ in range(2000):
+        least, most = dice.randint(1, 40), dice.randint(1, 300)
+
+        def server(slots: int) -> Level:
+            return level(slots, dice.uniform(0.1, 2 * slots), busy=dice.choice([0, 0, 0, 10]))
+
+        tried, step = run(Auto(least=least), server, Bound(most, "memory"))
+        assert all(least <= slots <= max(least, most) for slots in [*tried, step.slots])
+        assert len(tried) <= 10
+
+
+def test_slots_that_are_not_all_there_yet_are_waited_for() -> None:
+    auto = Auto(least=4)
+    assert auto.next(seen(level(2, 2.0)), now_s=0.0, bound=FREE, held_back=False) is None
+    assert auto.next(seen(level(8, 8.0)), now_s=0.0, bound=FREE, held_back=False) is None
+    assert auto.asked == 4
+
+
+def test_a_pool_that_memory_holds_back_settles_where_it_is() -> None:
+    auto = Auto(least=4)
+    for slots in (4, 8):
+        auto.next(seen(level(slots, slots)), now_s=0.0, bound=FREE, held_back=False)
+    step = auto.next(seen(level(11, 11.0)), now_s=0.0, bound=FREE, held_back=True)
+    assert step is not None
+    assert (step.settled, step.slots) == (True, 11)
+    assert "memory" in step.why
+
+
+@pytest.mark.parametrize(
+    ("message_bytes", "task_s", "again"),
+    [
+        (100_000, 1.0, False),
+        (399_000, 3.9, False),
+        (100_000, 0.26, False),
+        (400_000, 1.0, True),
+        (25_000, 1.0, False),  # as small as the slot itself
+        (100_000, 4.0, True),
+        (100_000, 0.25, True),
+    ],
+)
+def test_it_measures_again_when_sizes_or_times_change_fourfold(
+    message_bytes: int, task_s: float, again: bool
+) -> None:
+    auto = Auto(least=4)
+    for slots in (4, 8):
+        auto.next(seen(level(slots, 4.0), message_bytes=100_000), now_s=0.0, bound=FREE, held_back=False)
+    later = Seen(Level(4, 4 / task_s, [task_s] * 10), [message_bytes] * 10)
+    assert auto.next(later, now_s=AGAIN_S - 1, bound=FREE, held_back=False) is None
+    step = auto.next(later, now_s=AGAIN_S, bound=FREE, held_back=False)
+    assert (step is not None) is again
+    if step is not None:
+        assert (step.slots, step.settled) == (4, False)
+        assert run(auto, serving(16))[1].slots == 16
