@@ -39,8 +39,8 @@ class CountedMoto(Moto):
         return Command(argv=argv, env=clean_env(folder) | self.env | {"PYTHONPATH": str(CHECKOUT)})
 
     def counts(self) -> dict[str, int]:
-        """Return the calls since the last look."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        """Return the calls since the last look, by service and operation."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/counts")
             counts: dict[str, int] = json.load(connection.getresponse())

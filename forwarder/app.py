@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import random
-import time
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery import Celery
+from celery import Celery, signals
 from kombu import Connection
 
 from forwarder.brokers import compression
@@ -22,28 +17,26 @@ from forwarder.brokers.config import (
     consuming_config,
     sqs_wait_s,
 )
-from forwarder.brokers.leases import LeaseBook, Leases
+from forwarder.brokers.leases import Delivery, LeaseBook, Leases
 from forwarder.brokers.pardons import Pardons
-from forwarder.cloud.objects import S3ObjectStore
 from forwarder.cloud.per_process import PerProcess
-from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
-from forwarder.forwarding.forwarder import Forwarder
-from forwarder.forwarding.payload import ResultShape
-from forwarder.forwarding.ports import Hook
-from forwarder.forwarding.retry import RetryPolicy
+from forwarder.cloud.session import AwsSession, s3_client
+from forwarder.forwarding.errors import DeadLettered
 from forwarder.forwarding.task import TASK_NAMES, ForwardTask
-from forwarder.hooks.runner import HookRunner
-from forwarder.inference.client import InferenceClient
+from forwarder.process_parts import PartsBuilder
 from forwarder.results.patience import Patience
 from forwarder.scaling.admission import Admission, default_bytes_max
 from forwarder.scaling.container import container_limit_bytes
 from forwarder.scaling.memory_guard import MemoryGuard, children
 from forwarder.scaling.process_memory import Memory
+from forwarder.settings.datadog import dogstatsd_is_on
 from forwarder.settings.model import Settings
-from forwarder.staging.download import Source
-from forwarder.staging.folder import StagingFolder, boot_id
-from forwarder.staging.staging import Staging
+from forwarder.telemetry import children as child_counts
+from forwarder.telemetry import dogstatsd, tracing
+from forwarder.telemetry.children import ChildPipe
+from forwarder.telemetry.gauges import Gauges
 from forwarder.telemetry.metrics import ProcessMetrics
+from forwarder.telemetry_parts import Telemetry
 
 #: Seconds until one call of the lease keeper's Redis client has failed: renewals must
 #: not wait for a broker that is frozen.
@@ -54,11 +47,6 @@ LEASE_TIMEOUT_S = 5.0
 #: before the lease does. Tried again by who needs it, so each call is one attempt.
 SQS_TIMEOUT_S = 5.0
 
-#: Seconds that calls of Firehose begin apart: at 100 tasks a second five records share one. A task may
-#: wait so long in its slot once its result is stored, so not where slots are few.
-FIREHOSE_LINGER_S = 0.05
-FIREHOSE_SLOTS_MIN = 16
-
 #: Seconds until one try to reach a Redis result store has failed. The longer one is for all
 #: of a result's bytes: 64 MiB at 6 MiB/s.
 STORE_CONNECT_TIMEOUT_S = 3.0
@@ -68,20 +56,8 @@ STORE_TIMEOUT_S = 10.0
 #: a fork of the prefork pool waits for it, and Celery's loop with it.
 MAIN_STORE_TIMEOUT_S = 2.0
 
-
-@dataclass(frozen=True, slots=True)
-class ProcessParts:
-    """What one process needs to run tasks."""
-
-    forwarder: Forwarder
-    hooks: HookRunner
-    metrics: ProcessMetrics
-    inference: InferenceClient
-
-    def close(self) -> None:
-        """Close the connections of the hooks and of the inference client."""
-        self.hooks.close()
-        self.inference.close()
+#: Seconds at most for which a process that ends waits for its last spans to be sent.
+TRACES_SENT_S = 1.0
 
 
 class Composition:
@@ -93,10 +69,14 @@ class Composition:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._pid = os.getpid()
+        self._dogstatsd = dogstatsd_is_on()
+        self.metrics = PerProcess(self._build_metrics)
+        self.gauges = Gauges()
         # One task holds at most one connection to each service; a prefork child runs one task.
-        self._per_process = settings.slots_max if settings.pool == "gevent" else 1
-        self.aws = PerProcess(AwsSession)
-        self.s3 = PerProcess(lambda: s3_client(self.aws.get(), max_pool_connections=self._per_process))
+        slots = settings.slots_max if settings.pool == "gevent" else 1
+        self.aws = PerProcess(lambda: AwsSession(metrics=self.metrics.get()))
+        self.s3 = PerProcess(lambda: s3_client(self.aws.get(), max_pool_connections=slots))
         self._main_s3 = PerProcess(
             lambda: self.aws.get().client(
                 "s3",
@@ -105,7 +85,6 @@ class Composition:
                 read_timeout_s=MAIN_STORE_TIMEOUT_S,
             )
         )
-        self.parts = PerProcess(self._build_parts)
         self.leases = PerProcess(self._build_leases)
         self.book = LeaseBook(self.leases.get)
         self.limit = container_limit_bytes(override_mb=settings.memory_limit_mb)
@@ -115,7 +94,23 @@ class Composition:
             bytes_max=settings.inflight_bytes_max or default_bytes_max(self.limit.bytes),
         )
         self.book.admission = self.admission
+        self.book.refused = self._count_refused
+        self.parts = PerProcess(
+            PartsBuilder(
+                settings=settings,
+                slots=slots,
+                aws=self.aws.get,
+                s3=self.s3.get,
+                # A child's responses are not in this process, and its one slot holds one.
+                hold=self.admission.hold_response if settings.pool == "gevent" else _hold_nothing,
+                metrics=self.metrics.get,
+            ).build
+        )
         self._pardons: Pardons | None = None
+        self._pipe: ChildPipe | None = None
+        self._telemetry: Telemetry | None = None
+        self._used_bytes: int | None = None  # until the memory guard's first look
+        self._tracing: tracing.DatadogTracing | None = None
 
     def celery_app(self) -> Celery:
         """Return the worker's Celery app with the task under each of its names."""
@@ -132,6 +127,7 @@ class Composition:
         app.conf.forwarder_store = store
         self._pardons = Pardons(note=store.pardon, gate=self.book.unforked)
         self.book.pardon = self._pardons.add
+        self._tracing = tracing.begin(predict_url=self._settings.predict_url)
         for name in TASK_NAMES:
             app.register_task(
                 ForwardTask(
@@ -140,6 +136,7 @@ class Composition:
                     track_started=self._settings.track_started,
                     max_deliveries=self._settings.max_deliveries,
                     visibility_timeout_s=self._settings.visibility_timeout_s,
+                    tracing=self._tracing,
                 )
             )
         return app
@@ -153,7 +150,7 @@ class Composition:
             limit_bytes=self.limit.bytes,
             high=settings.memory_high_percent / 100,
             # Without a cgroup: what is ours alone and our part of what is shared.
-            used_bytes=lambda: self.limit.used_bytes() or memory.sample().proportional_bytes,
+            used_bytes=lambda: self._used(self.limit.used_bytes() or memory.sample().proportional_bytes),
             held=lambda: len(self.book),
             ticked=self._tick,
             unforked=self.book.unforked,
@@ -163,16 +160,66 @@ class Composition:
     def _tick(self) -> None:
         self.book.ticked()
 
+    def telemetry(self, *, slots: Callable[[], int]) -> Telemetry | None:
+        """Return what tells of the worker's numbers, None where nobody asked; once, before the pool forks.
+
+        ``slots`` returns how many children a prefork pool has.
+        """
+        settings = self._settings
+        if not (settings.http_port or self._dogstatsd or settings.auto):
+            return None
+        if settings.pool == "prefork":
+            self._pipe = ChildPipe(metrics=self.metrics.get(), alive=children)
+            signals.task_postrun.connect(self._tell, weak=False)
+        self._telemetry = Telemetry(
+            settings=settings,
+            book=self.book,
+            metrics=self.metrics.get(),
+            gauges=self.gauges,
+            slots=slots if settings.pool == "prefork" else lambda: self.admission.open_slots,
+            memory=lambda: (self._used_bytes, self.limit.bytes),
+            pipe=self._pipe,
+            dogstatsd=self._dogstatsd,
+        )
+        return self._telemetry
+
     def close(self) -> None:
         """Close what this process has opened; called once, when it stops."""
         self.parts.if_made(lambda parts: parts.close())
         self.leases.if_made(lambda leases: leases.close())
+        self._tell()
+        if self._tracing is not None:
+            self._tracing.close(TRACES_SENT_S)
 
     def leave(self) -> None:
         """Close, and say which pardons are lost; called once, when the main process ends."""
         self.close()
         if self._pardons is not None:
             self._pardons.leave()
+        if self._telemetry is not None:
+            self._telemetry.stop()
+
+    def _build_metrics(self) -> ProcessMetrics:
+        if os.getpid() == self._pid:
+            return ProcessMetrics(samples_max=dogstatsd.SAMPLES_MAX if self._dogstatsd else 0)
+        samples_max = child_counts.SAMPLES_MAX if self._dogstatsd else 0
+        return ProcessMetrics(samples_max=samples_max, level_changed=self._tell)
+
+    def _tell(self, **_: object) -> None:
+        """Let the main process know, in a child, what was counted."""
+        if self._pipe is not None and os.getpid() != self._pid:
+            self._pipe.send(self.metrics.get())
+
+    def _count_refused(self, delivery: Delivery, code: str) -> None:
+        """Count a message that gets its failure from the consumer, and never a slot."""
+        metrics = self.metrics.get()
+        metrics.count("forwarder_tasks_total", queue=delivery.queue, outcome=code)
+        if code == DeadLettered.code:
+            metrics.count("forwarder_deliveries_total", queue=delivery.queue, kind="dead")
+
+    def _used(self, used_bytes: int) -> int:
+        self._used_bytes = used_bytes
+        return used_bytes
 
     def _build_leases(self) -> Leases:
         settings = self._settings
@@ -209,108 +256,6 @@ class Composition:
         return PerProcess(
             lambda: self.aws.get().client("sqs", max_attempts=1, read_timeout_s=read_timeout_s)
         ).get
-
-    def _build_parts(self) -> ProcessParts:
-        settings = self._settings
-        metrics = ProcessMetrics()
-        inference = InferenceClient(
-            url=settings.predict_url,
-            connect_timeout_s=settings.connect_timeout_s,
-            read_timeout_s=settings.read_timeout_s or settings.task_timeout_s,
-            total_timeout_s=settings.task_timeout_s,
-            response_bytes_max=settings.response_bytes_max,
-            idle_max=self._per_process,
-            # A child's responses are not in this process, and its one slot holds one.
-            hold=self.admission.hold_response if settings.pool == "gevent" else _hold_nothing,
-        )
-        objects = S3ObjectStore(client=self.s3.get)
-        forwarder = Forwarder(
-            server=inference,
-            staging=self._staging(objects),
-            objects=objects,
-            metrics=metrics,
-            shape=ResultShape(
-                wrap=settings.wrap_response,
-                status_in_body=settings.status_in_body,
-                as_string=settings.serialize_results_as_string,
-            ),
-            policy=RetryPolicy(slot_budget_s=settings.retry_slot_s, max_retries=settings.max_retries),
-            unwrap=settings.unwrap_payload,
-            now=partial(datetime.now, UTC),
-            sleep=time.sleep,
-            uniform=random.uniform,
-        )
-        hooks = HookRunner(hooks=[self._hook(name, metrics) for name in settings.hooks], metrics=metrics)
-        return ProcessParts(forwarder, hooks, metrics, inference)
-
-    def _staging(self, objects: S3ObjectStore) -> Staging:
-        settings = self._settings
-        sources: dict[str, Source] = {}
-        if "s3" in settings.input_schemes:
-            sources["s3"] = objects
-        if "https" in settings.input_schemes and settings.input_allow:
-            import ssl
-
-            from forwarder.addresses import ListedHosts
-            from forwarder.staging.https import HttpsSource
-
-            sources["https"] = HttpsSource(
-                permits=ListedHosts(settings.input_allow).permits, tls=ssl.create_default_context()
-            )
-        return Staging(
-            folder=StagingFolder(
-                parent=Path(settings.stage_folder),
-                bytes_max=settings.stage_bytes_max,
-                overrun_bytes=settings.destination_bytes_max,
-                boot=boot_id(),
-            ),
-            sources=sources,
-            above_bytes=settings.stage_above_bytes,
-            input_bytes_max=settings.input_bytes_max,
-            answer_bytes_max=settings.destination_bytes_max,
-            timeout_s=settings.input_timeout_s,
-        )
-
-    def _hook(self, name: str, metrics: ProcessMetrics) -> Hook:
-        return self._firehose_hook(metrics) if name == "logging" else self._callback_hook()
-
-    def _firehose_hook(self, metrics: ProcessMetrics) -> Hook:
-        from forwarder.cloud.refreshing import RefreshingClient
-        from forwarder.hooks.logging import FirehoseHook
-
-        settings = self._settings
-        build = firehose_client_builder(
-            session=self.aws.get(),
-            role_arn=settings.firehose_role_arn,
-            max_pool_connections=settings.firehose_max_pool_connections,
-        )
-        clients = RefreshingClient(service="firehose", build=build, metrics=metrics)
-        return FirehoseHook(
-            clients=clients,
-            stream=settings.firehose_stream or "",
-            endpoint=settings.endpoint,
-            linger_s=self._linger_s(),
-        )
-
-    def _linger_s(self) -> float | None:
-        if self._settings.firehose_linger_s is not None:
-            return self._settings.firehose_linger_s or None
-        return FIREHOSE_LINGER_S if self._per_process >= FIREHOSE_SLOTS_MIN else None
-
-    def _callback_hook(self) -> Hook:
-        from forwarder.addresses import AddressGuard
-        from forwarder.hooks.callback import CallbackHook
-        from forwarder.hooks.callback_http import CallbackPoster
-        from forwarder.hooks.signing import Signer
-
-        settings = self._settings
-        return CallbackHook(
-            poster=CallbackPoster(connections_max=self._per_process),
-            default_url=settings.callback_url,
-            guard=AddressGuard(settings.callback_allow),
-            signer=Signer(settings.callback_secret) if settings.callback_secret else None,
-            endpoint=settings.endpoint,
-        )
 
 
 def _hold_nothing(number: int) -> None:
@@ -374,3 +319,14 @@ def _result_config(settings: Settings, s3: PerProcess[Any], store_timeout_s: flo
         "redis_socket_timeout": store_timeout_s or STORE_TIMEOUT_S,
         "redis_socket_connect_timeout": store_timeout_s or STORE_CONNECT_TIMEOUT_S,
     }
+
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name of this module for a Celery
+
+    def __getattr__(name: str) -> Celery:
+        """Return what ``celery -A forwarder.app`` looks for; nothing of it is made at import time."""
+        if name != "app":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from forwarder.celery_app import tools_app
+
+        return tools_app()

@@ -116,6 +116,11 @@ class Drain:
     def __repr__(self) -> str:
         return f"<Drain begun={self._begun} at_once={self._at_once} timeout_s={self._timeout_s:g}>"
 
+    @property
+    def begun(self) -> bool:
+        """Return whether the worker was told to stop."""
+        return self._begun
+
     def install(self, worker: StoppingWorker) -> None:
         """Take the signals over; call it in the main thread."""
         threading.Thread(target=self.run, args=(worker,), name="drain", daemon=True).start()
@@ -248,6 +253,8 @@ class NoteConsumerStopped(StartStopStep):
 class DrainingWorker(Worker):
     """Celery's worker, but every way in which it stops goes through the drain."""
 
+    app: Any
+    consumer: Any
     hostname: str
     pool: Any
 
@@ -264,6 +271,12 @@ class DrainingWorker(Worker):
         """Install Celery's signal handlers, then the drain's over them."""
         super().install_platform_tweaks(worker)
         self.drain.install(worker)
+
+    @property
+    def consumed(self) -> set[str]:
+        """Return the queues that it takes tasks from now: remote control may cancel and add some."""
+        consumer = self.consumer.task_consumer
+        return set() if consumer is None else {queue.name for queue in consumer.queues}
 
     def abandon(self, delivery: Delivery) -> None:
         """Kill the running copy of a task, if there is one; settles nothing and never raises."""

@@ -48,6 +48,8 @@ def consuming_config(settings: Settings, book: LeaseBook) -> dict[str, Any]:
         "forwarder_max_deliveries": settings.max_deliveries,
         "forwarder_message_bytes_max": settings.message_bytes_max,
         "forwarder_pushed": settings.broker_kind == "amqp",
+        # No partial: ``inspect conf`` shows its repr.
+        "forwarder_make_queue": lambda name: worker_queue(settings, name),
         # Running copies outlive a connection, and the book counts them.
         "worker_enable_prefetch_count_reduction": False,
         # What a lost connection takes away is cancelled by the consumer.
@@ -55,12 +57,29 @@ def consuming_config(settings: Settings, book: LeaseBook) -> dict[str, Any]:
     }
 
 
+def worker_queue(settings: Settings, name: str) -> Queue:
+    """Return a queue as a worker consumes it, and declares it where there is none of that name."""
+    if settings.broker_kind != "amqp":
+        return Queue(name, routing_key=name)
+    from forwarder.brokers.amqp.transport import CONSUMER_TIMEOUT, AdoptedQueue
+
+    # RabbitMQ takes back what is not acked in time, in 30 minutes if it is not told otherwise.
+    arguments: dict[str, Any] = {CONSUMER_TIMEOUT: 1000 * consumer_timeout_s(settings)}
+    if settings.queue_type == "quorum":
+        arguments["x-queue-type"] = "quorum"
+    return AdoptedQueue(name, routing_key=name, queue_arguments=arguments)
+
+
+def _queues(settings: Settings) -> list[Queue]:
+    return [worker_queue(settings, name) for name in settings.queues]
+
+
 def _redis(settings: Settings) -> dict[str, Any]:
     return {
         "broker_transport": "forwarder.brokers.redis.transport:RedisTransport",
         # A server that refuses writes for a while (MISCONF, OOM, READONLY) must not end the worker.
         "broker_channel_error_retry": True,
-        "task_queues": [Queue(name, routing_key=name) for name in settings.queues],
+        "task_queues": _queues(settings),
         "broker_transport_options": {
             "visibility_timeout": settings.visibility_timeout_s,
             "wait_s": settings.redis_wait_s,
@@ -80,7 +99,7 @@ def _sqs(settings: Settings) -> dict[str, Any]:
     url = {"url": settings.sqs_url}
     return {
         "broker_transport": "forwarder.brokers.sqs.transport:SQSTransport",
-        "task_queues": [Queue(queue, routing_key=queue)],
+        "task_queues": _queues(settings),
         "worker_enable_remote_control": False,  # SQS has no broadcast
         "worker_send_task_events": False,
         "broker_transport_options": {
@@ -102,17 +121,9 @@ def sqs_wait_s(settings: Settings) -> int:
 
 
 def _amqp(settings: Settings) -> dict[str, Any]:
-    from forwarder.brokers.amqp.transport import CONSUMER_TIMEOUT, AdoptedQueue
-
-    # RabbitMQ takes back what is not acked in time, in 30 minutes if it is not told otherwise.
-    arguments: dict[str, Any] = {CONSUMER_TIMEOUT: 1000 * consumer_timeout_s(settings)}
-    if settings.queue_type == "quorum":
-        arguments["x-queue-type"] = "quorum"
     return {
         "broker_transport": "forwarder.brokers.amqp.transport:AMQPTransport",
-        "task_queues": [
-            AdoptedQueue(name, routing_key=name, queue_arguments=arguments) for name in settings.queues
-        ],
+        "task_queues": _queues(settings),
         "broker_heartbeat": heartbeat_s(settings.visibility_timeout_s),
         # A channel that the broker closes is opened anew; Celery would end the worker.
         "broker_channel_error_retry": True,

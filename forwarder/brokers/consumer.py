@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from celery import states
 from celery.exceptions import Reject
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from celery.worker.loops import asynloop, synloop
+from kombu import Queue
 from kombu.common import ignore_errors
 from vine import promise
 
@@ -24,8 +26,17 @@ from forwarder.forwarding.ports import PARDONS_MAX
 log = logging.getLogger(__name__)
 
 NAME_CHARS_MAX = 100
+#: Seconds between two turns of the event loop that are noted.
+TURN_S = 1.0
 #: Seconds between tries to store the failure of a refused message.
 REFUSAL_RETRY_S = 5.0
+
+
+class LoopBeat(Protocol):
+    """Hears of each turn of the consumer's loop; from ``pause`` to the next turn it is not to be missed."""
+
+    def __call__(self) -> None: ...
+    def pause(self) -> None: ...
 
 
 class ForwarderConsumer(Consumer):
@@ -40,13 +51,18 @@ class ForwarderConsumer(Consumer):
 
     #: Set by Celery: from the transport, and for each task that it knows.
     connection_errors: tuple[type[Exception], ...]
+    channel_errors: tuple[type[Exception], ...]
     strategies: dict[str, Any]
+    hub: Any
     pool: Any
     task_consumer: Any
     qos: Any
     #: Whether the broker pushes messages: the others are asked for them.
     pushed = False
     _prefetch: Prefetch | None = None
+    #: Why the channel is closed since a pending operation; the blocking loop ends with it.
+    _lost_channel: Exception | None = None
+    _beat: LoopBeat | None = None
     #: Overridden by tests only; Celery makes the consumer, so they can't be passed in.
     in_background: Callable[[Callable[[], None]], None] = staticmethod(in_background)
     sleep: Callable[[float], None] = staticmethod(time.sleep)
@@ -56,8 +72,27 @@ class ForwarderConsumer(Consumer):
         self._store: Any = app.conf.forwarder_store
         self._max_deliveries: int = app.conf.forwarder_max_deliveries
         self._message_bytes_max: int = app.conf.forwarder_message_bytes_max
+        self._beat = app.conf.get("forwarder_loop_beat")
         self.pushed = app.conf.forwarder_pushed
+        self._make_queue: Callable[[str], Queue] = app.conf.forwarder_make_queue
         super().__init__(on_task_request, app=app, **kwargs)
+
+    def loop(self, *args: Any) -> None:
+        """Run the loop that Celery would take; it ends with the connection, or with the worker."""
+        try:
+            (asynloop if self.hub else synloop)(*args)
+        finally:
+            if self._beat is not None:
+                self._beat.pause()
+
+    def perform_pending_operations(self) -> None:
+        """Do them, as the blocking loop (gevent) asks for at the beginning of each turn."""
+        if self._beat is not None:
+            self._beat()
+        super().perform_pending_operations()
+        if (error := self._lost_channel) is not None:  # there Celery swallows what one of them raised
+            self._lost_channel = None
+            raise error
 
     def create_task_handler(self, promise: type[promise] = promise) -> Callable[[Any], Any]:
         """Return the function that is called with each message."""
@@ -109,6 +144,9 @@ class ForwarderConsumer(Consumer):
     def register_with_event_loop(self, hub: Any) -> None:
         """Let the book wake the loop, which asks for the next message only when it is awake."""
         super().register_with_event_loop(hub)
+        if self._beat is not None:
+            self._beat()
+            hub.call_repeatedly(TURN_S, self._beat)
         self._book.wake = lambda: hub.call_soon(_look_again)
 
     def update_strategies(self) -> None:
@@ -116,6 +154,23 @@ class ForwarderConsumer(Consumer):
         super().update_strategies()
         for name in [name for name in self.strategies if name.startswith("celery.")]:
             del self.strategies[name]
+
+    def add_task_queue(self, queue: Any, *_: Any, **__: Any) -> None:  # type: ignore[override]  # it returns nothing
+        """Consume from one more queue, as remote control asks; its name alone counts. Blocks.
+
+        As Celery declares it, RabbitMQ refuses one that exists with other arguments; and one that
+        it refuses would be declared again after each reconnection, for ever.
+        """
+        queues = self.app.amqp.queues
+        if queue not in queues:
+            queues.add(self._make_queue(queue))
+        try:
+            super().add_task_queue(queue)
+        except (*self.connection_errors, *self.channel_errors) as error:
+            queues.deselect([queue])
+            log.warning("queue_not_added queue=%s error=%s", queue, type(error).__name__)
+            self._lost_channel = error
+            raise
 
     def _refusal(self, delivery: Delivery) -> ForwarderError | None:
         """Return why a message is not even to be looked at, None when it is to be run.
@@ -167,7 +222,7 @@ class ForwarderConsumer(Consumer):
         """Hand back what no slot has begun: Celery forgets it when the connection or the worker ends."""
         if self._prefetch is not None and state.should_stop is not None:
             ignore_errors(self, self._prefetch.stop)  # Celery knows one of these consumers
-        waiting = [delivery for delivery in self._book.held() if not _has_begun(delivery)]
+        waiting = [delivery for delivery in self._book.held() if not delivery.begun]
         super().on_close()  # first: it ends the timers of requests that it still knows
         for delivery in waiting:
             self.cancel(delivery)
@@ -208,9 +263,11 @@ class ForwarderConsumer(Consumer):
 
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> bool:
         """Store the failure, then move the message; return False when the store is away. Blocks."""
-        if delivery in self._book and not self._is_stored(delivery, error):
-            return False
-        self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error)))
+        if delivery in self._book:
+            if not self._is_stored(delivery, error):
+                return False
+            self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error)))
+            self._book.refused(delivery, error.code)
         self._book.wake()
         return True
 
@@ -229,7 +286,3 @@ class ForwarderConsumer(Consumer):
 
 def _look_again() -> None:
     """Do nothing; before it sleeps again the loop looks for free slots."""
-
-
-def _has_begun(delivery: Delivery) -> bool:
-    return delivery.request is not None and delivery.request.time_start is not None

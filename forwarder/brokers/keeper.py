@@ -36,6 +36,13 @@ class LeaseKeeper(threading.Thread):
         self._cancel = cancel
         self._stopped = threading.Event()
         self._failing: tuple[str, str] | None = None
+        #: Called as each round begins.
+        self.turned: Callable[[], object] = lambda: None
+
+    @property
+    def failing(self) -> bool:
+        """Return whether the last round could not do its work, as where the broker is away."""
+        return self._failing is not None
 
     def run(self) -> None:
         """Keep leases until ``stop``."""
@@ -49,6 +56,7 @@ class LeaseKeeper(threading.Thread):
 
     def round(self) -> None:
         """Renew, cancel what is lost, settle what is owed, take over. Blocks; never raises."""
+        self.turned()
         step = "lease_renewal"
         try:
             leases = self._book.leases

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -71,7 +72,8 @@ class Delivery:
     renewed. ``receipt`` is whatever else the broker's part needs to settle it.
     ``request`` is set once the message has become a Celery request. ``blamed`` is
     set where the lease is lost and the task itself may be why. ``payload_bytes`` is
-    the size of the body, counted while the message is in flight.
+    the size of the body, counted while the message is in flight; ``taken_s`` is
+    the monotonic time at which that began.
     """
 
     tag: str
@@ -84,6 +86,7 @@ class Delivery:
     request: Any = field(default=None, repr=False)
     blamed: bool = False
     payload_bytes: int = 0
+    taken_s: float = 0.0
 
     @property
     def task_id(self) -> str | None:
@@ -91,6 +94,16 @@ class Delivery:
         headers = self.message.headers
         task_id = headers.get("id") if isinstance(headers, dict) else None
         return task_id if is_storable(task_id) else None
+
+    @property
+    def begun(self) -> bool:
+        """Return whether a slot has it."""
+        return self.request is not None and self.request.time_start is not None
+
+    @property
+    def early(self) -> bool:
+        """Return whether it is held until a moment that its sender named (ETA)."""
+        return not self.begun and self.request is not None and self.request.eta is not None
 
     def death(self, code: str, error: str) -> Death:
         """Return the reason to put this delivery aside, as of now."""
@@ -101,6 +114,18 @@ class Delivery:
             deliveries=self.number,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What waits in one queue, and the arrival times in the messages that are next, as they were written.
+
+    ``arrivals`` is None on a broker that shows no message without giving it.
+    """
+
+    queue: str
+    number: int
+    arrivals: tuple[object, ...] | None = None
 
 
 class Leases(Protocol):
@@ -149,6 +174,9 @@ class Leases(Protocol):
     def waiting(self) -> int | None:
         """Return how many messages wait in the queues, at least; None where that isn't known now."""
 
+    def backlog(self) -> Sequence[Waiting]:
+        """Ask the broker what waits in each queue, exactly; on SQS that is billed."""
+
     def close(self) -> None:
         """Send what is buffered and close connections."""
 
@@ -162,20 +190,31 @@ class LeaseBook:
     there is by then.
     """
 
-    def __init__(self, leases: Callable[[], Leases]) -> None:
+    def __init__(
+        self, leases: Callable[[], Leases], *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         #: What other threads than the pool's own are inside of while they work.
         self.unforked = ForkGate()
         #: Called when a slot became free outside of the main thread, whose event loop may be asleep.
         self.wake: Callable[[], object] = lambda: None
         #: Called with each delivery that the broker counts and that is not to count against its task.
         self.pardon: Callable[[Delivery], object] = lambda delivery: None
+        #: Called with each message that was refused, and with the code of its failure.
+        self.refused: Callable[[Delivery, str], object] = lambda delivery, code: None
         #: Whether messages that were asked for before a stop may still come after it.
         self.expecting: Callable[[], bool] = lambda: False
         #: Whether what there is room for in slots is taken. Asked for each take; never blocks.
         self.admission: Admission = EverySlot()
+        #: Called with each delivery that is acked, as its slot becomes free.
+        self.acked: Callable[[Delivery], object] = lambda delivery: None
         #: Called about once a second, in any thread: what is admitted may have changed.
         self.ticked: Callable[[], object] = lambda: None
+        #: How many deliveries have left the book, however they ended.
+        self.ended = 0
+        #: Whether the last look for messages got an answer, where that has no connection to tell by (SQS).
+        self.answered = True
         self._leases = leases
+        self._monotonic = monotonic
         self._changed = threading.Condition()
         self._held: dict[int, Delivery] = {}
         self._payload_bytes = 0
@@ -186,6 +225,10 @@ class LeaseBook:
         # Always the same: kombu tells connections apart by the repr of their options.
         return "<LeaseBook>"
 
+    def __json__(self) -> str:
+        """Let kombu write the connection's options into the answer to ``inspect stats``."""
+        return repr(self)
+
     @property
     def leases(self) -> Leases:
         """Return this process's side of the broker."""
@@ -195,6 +238,7 @@ class LeaseBook:
         """Enter a received message and return its delivery."""
         delivery = self.leases.receive(message)
         delivery.payload_bytes = body_bytes(message)
+        delivery.taken_s = self._monotonic()
         with self._changed:
             self._held[id(delivery)] = delivery
             self._payload_bytes += delivery.payload_bytes
@@ -204,6 +248,13 @@ class LeaseBook:
         """Return what is in flight: held and not yet settled."""
         with self._changed:
             return list(self._held.values())
+
+    def glance(self) -> tuple[list[Delivery], int]:
+        """Return what is in flight and the bytes of its payloads, without a lock: for native threads.
+
+        Under gevent a lock of greenlets is not for another native thread, and its holder may be stuck.
+        """
+        return list(self._held.copy().values()), self._payload_bytes
 
     def __contains__(self, delivery: Delivery) -> bool:
         """Return whether a delivery is in flight."""
@@ -227,6 +278,8 @@ class LeaseBook:
         if (how is Settlement.PUT_ASIDE) != (death is not None):
             raise ValueError("a delivery that is put aside has a death, and no other has")
         if self._take(delivery):
+            if how is Settlement.ACK:
+                self.acked(delivery)
             self._settle(delivery, how, death)
 
     def settle_owed(self) -> None:
@@ -301,6 +354,7 @@ class LeaseBook:
         with self._changed:
             taken = self._held.pop(id(delivery), None) is not None
             if taken:
+                self.ended += 1
                 self._payload_bytes -= delivery.payload_bytes
             self._changed.notify_all()
             return taken

@@ -31,6 +31,9 @@ DEAD_HEADER = "forwarder_dead"
 #: Header of every task: the queue that it was taken from, by our own knowledge.
 QUEUE_HEADER = "forwarder_queue"
 
+#: Header of every task: how often its message was delivered, this time included.
+DELIVERIES_HEADER = "forwarder_deliveries"
+
 #: What Celery's protocol has in a body beside the arguments. A slot merges it over the
 #: headers, so anything else could pose as one of ours.
 EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
@@ -38,6 +41,9 @@ EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 #: What Celery does not count among a message's custom headers: ``Context._get_custom_headers``.
 #: Celery builds this set anew for each task.
 NOT_CUSTOM = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
+
+#: What Celery's tools, events and logs show of a task's arguments.
+HIDDEN = "(...)"
 
 #: Seconds between tries to store that a task was revoked.
 REVOKED_RETRY_S = 5.0
@@ -103,6 +109,8 @@ class ForwardRequest(Request):
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
         self.time_limits = (None, None)
+        # The producer's, in which Celery copies the payload. Private; its readers are tested.
+        self._argsrepr = self._kwargsrepr = HIDDEN
         self._abandoned_to: Any = None
         self._is_over = False
         _check(self)
@@ -112,6 +120,8 @@ class ForwardRequest(Request):
         self._delivery.request = self
         headers = self.request_dict
         headers[QUEUE_HEADER] = self._delivery.queue
+        headers[DELIVERIES_HEADER] = self._delivery.number
+        headers["argsrepr"] = headers["kwargsrepr"] = HIDDEN
         headers.pop(DEAD_HEADER, None)  # a producer's own
         if self._delivery.number > consuming.max_deliveries:
             headers[DEAD_HEADER] = self._delivery.number
@@ -120,6 +130,10 @@ class ForwardRequest(Request):
         if consuming.slots_are_here:
             # Without a content type Celery's trace takes a body as decoded, and does not do it again.
             self._body, self._content_type, self._content_encoding = message.payload, None, None
+
+    def info(self, safe: bool = True) -> Any:
+        """Return what remote control tells of a task (``inspect active``): never its payload."""
+        return super().info(safe=True)
 
     def maybe_expire(self) -> None:
         """Never expire here, where Celery would store REVOKED: :meth:`Forwarder.forward` does.

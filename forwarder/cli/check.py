@@ -11,19 +11,20 @@ import click
 from forwarder.cli.exits import OK, UNREACHABLE
 from forwarder.cli.findings import Finding, findings
 from forwarder.cli.options import SettingsCommand, with_settings
-from forwarder.cli.probes import probes_for
 from forwarder.scaling.container import container_limit_bytes
 from forwarder.scaling.descriptors import Allowed, Need, allowed, need
 from forwarder.scaling.peak import Peak, peak
 from forwarder.settings import Resolved, Settings
+from forwarder.settings.shown import shown
 from forwarder.settings.spec import value_of
 from forwarder.settings.table import GROUPS, SPECS
 
 
 @click.command(cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--live", is_flag=True, help="Ask only whether the worker on this machine is alive.")
 @with_settings
-def check(resolved: Resolved, as_json: bool) -> int:
+def check(resolved: Resolved, as_json: bool, live: bool) -> int:
     """Show the settings in effect and try every service that a worker needs.
 
     Passwords and keys are not shown. Results in S3 are tried with a small object
@@ -31,7 +32,18 @@ def check(resolved: Resolved, as_json: bool) -> int:
     taking a task from the queue, firehose:PutRecordBatch, the receiver of callbacks,
     objects that payloads name. Exits with 0 if a worker would work, 2 if a
     setting can't work, 3 if a service does not answer as it must.
+
+    With --live it asks nothing but /livez of the worker that has the same
+    settings (--http-port), for an exec probe, and exits with 0 if that is
+    alive, 1 if it is not, 3 if nobody answers.
     """
+    if live:
+        from forwarder.cli.live import ask
+
+        return ask(resolved.settings)
+    # The import takes longer than a probe of a worker that is alive.
+    from forwarder.cli.probes import probes_for
+
     most = peak(resolved.settings, container_limit_bytes(override_mb=resolved.settings.memory_limit_mb))
     if not as_json:
         click.echo(settings_table(resolved))
@@ -99,13 +111,6 @@ def verdict(found: Sequence[Finding]) -> str:
 
 def as_json_text(resolved: Resolved, found: Sequence[Finding], most: Peak) -> str:
     """Return the same as JSON: ``settings``, ``memory``, ``descriptors``, ``services`` and more."""
-    settings = {
-        spec.field: {
-            "value": spec.show(value_of(resolved.settings, spec.field)),
-            "source": resolved.sources[spec.field],
-        }
-        for spec in SPECS
-    }
     services = [
         {"name": finding.name, "ok": finding.ok, "detail": finding.detail, "remedy": finding.remedy}
         for finding in found
@@ -128,7 +133,7 @@ def as_json_text(resolved: Resolved, found: Sequence[Finding], most: Peak) -> st
     }
     report = {
         "ok": ok,
-        "settings": settings,
+        "settings": shown(resolved),
         "warnings": list(resolved.warnings),
         "memory": memory,
         "descriptors": descriptors,

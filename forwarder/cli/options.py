@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from forwarder import compat
-from forwarder.settings import Resolved, resolve
+from forwarder.settings import Resolved, kinds, resolve
 from forwarder.settings.files import CONFIG_ENVIRON, CONFIG_FLAG, read_mapping
 from forwarder.settings.spec import Spec
 from forwarder.settings.table import BY_FIELD, GROUPS
@@ -111,6 +111,8 @@ def _setting_options() -> list[Decorator]:
 
 def _option(spec: Spec, heading: str) -> Decorator:
     names = ", ".join((spec.environ, *spec.other_environ))
+    # ``--auto`` is ``--auto true``.
+    alone = {"is_flag": False, "flag_value": "true"} if spec.kind is kinds.BOOLEAN else {}
     return click.option(
         spec.flag,
         *spec.other_flags,
@@ -120,6 +122,7 @@ def _option(spec: Spec, heading: str) -> Decorator:
         metavar=spec.kind.metavar,
         multiple=spec.kind.repeatable,
         help=f"{spec.meaning} [environment: {names}; default: {spec.shown_default}]",
+        **alone,
     )
 
 

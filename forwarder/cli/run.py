@@ -19,6 +19,6 @@ def run(resolved: Resolved) -> int:
     for warning in resolved.warnings:
         click.echo(f"forwarder: warning: {warning}", err=True)
     try:
-        return worker.run(resolved.settings)
+        return worker.run(resolved)
     except PoolError as error:
         raise click.UsageError(str(error)) from error

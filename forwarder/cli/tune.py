@@ -132,7 +132,7 @@ def _report(
         asking, requests_max=requests_max, seconds_max=seconds_max, concurrency_max=concurrency_max
     )
     knee = knees.knee(levels)
-    if knee is None or knee.useless:
+    if knee is None:
         click.echo(f"forwarder: {_of_no_use(levels)}", err=True)
         return FAILED
     measured = Measured(

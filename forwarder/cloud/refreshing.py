@@ -13,7 +13,6 @@ from typing import Generic, TypeVar
 
 from forwarder.aws_errors import NoClientError, describe
 from forwarder.backoff import Backoff
-from forwarder.forwarding.ports import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +83,11 @@ class RefreshingClient(Generic[C]):
         *,
         service: str,
         build: Callable[[], Built[C]],
-        metrics: Metrics,
         clock: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._service = service
         self._build = build
-        self._metrics = metrics
         self._clock = clock
         self._uniform = uniform
         self._lock = threading.Lock()
@@ -167,7 +164,6 @@ class RefreshingClient(Generic[C]):
             self._retry_at = 0.0
             self._builds += 1
             builds = self._builds
-        self._metrics.count("forwarder_aws_client_builds_total", service=self._service)
         life = "never" if held.expires_at == math.inf else f"{held.expires_at - held.built_at:.0f}"
         log.info("aws_client_built service=%s builds=%d expires_in_s=%s", self._service, builds, life)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from forwarder.cloud.refreshing import Built
+from forwarder.forwarding.ports import Metrics
 
 if TYPE_CHECKING:
     from botocore.config import Config
@@ -53,14 +54,16 @@ class AwsSession:
 
     Region, profile, endpoints and the ambient credentials come from AWS's own
     variables and files, which boto3 reads. ``config`` is merged into every
-    client's botocore Config and wins.
+    client's botocore Config and wins. ``metrics`` counts every client
+    and each of its requests, every try of one.
     """
 
-    def __init__(self, *, config: Config | None = None) -> None:
+    def __init__(self, *, config: Config | None = None, metrics: Metrics | None = None) -> None:
         import boto3
 
         self._session = boto3.session.Session()
         self._config = config
+        self._metrics = metrics
         self._lock = threading.Lock()
 
     def client(
@@ -112,7 +115,16 @@ class AwsSession:
             # It asks whether it may send a body and reads the answer byte by byte: a round trip and 0.5 ms
             # of CPU for results that are smaller than that talk. The handler is not in botocore's documents.
             client.meta.events.unregister("before-call.s3", add_expect_header)
+        if self._metrics is not None:
+            self._metrics.count("forwarder_aws_client_builds_total", service=service)
+            client.meta.events.register("before-send", self._count)
         return client
+
+    def _count(self, event_name: str, **_rest: Any) -> None:
+        """Count a request that is about to be sent; None lets botocore send it."""
+        _, service, operation = event_name.split(".")
+        if self._metrics is not None:
+            self._metrics.count("forwarder_aws_calls_total", service=service, operation=operation)
 
 
 def s3_client(session: ClientFactory, *, max_pool_connections: int) -> Any:

@@ -29,6 +29,7 @@ from forwarder.forwarding.ports import (
     StagedBody,
     Staging,
 )
+from forwarder.forwarding.record import step
 from forwarder.forwarding.retry import Action, RetryPolicy
 
 log = logging.getLogger(__name__)
@@ -113,12 +114,7 @@ class Forwarder:
         attempt, waited_s = 0, 0.0
         while True:
             try:
-                answer = self.server.predict(
-                    body, headers=call.headers, within_s=self._left_s(expires), spool=spool
-                )
-                self.metrics.observe(
-                    "forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status)
-                )
+                answer = self._ask_once(call, body, self._left_s(expires), spool)
                 if answer.status not in BUSY_STATUSES:
                     return answer
                 raise InferenceBusy(
@@ -146,6 +142,17 @@ class Forwarder:
             attempt += 1
             waited_s += decision.wait_s
 
+    def _ask_once(
+        self, call: TaskCall, body: bytes | StagedBody, within_s: float | None, spool: Spool | None
+    ) -> Answer:
+        with step("inference", "predict") as asking:
+            asking.asked(_size(body))
+            headers = asking.headers(call.headers)
+            answer = self.server.predict(body, headers=headers, within_s=within_s, spool=spool)
+            asking.answered(answer.status, _size(answer.staged or answer.body))
+        self.metrics.observe("forwarder_inference_seconds", answer.elapsed_s, status=str(answer.status))
+        return answer
+
     def _body(self, payload: Payload, expires: datetime | None) -> AbstractContextManager[bytes | StagedBody]:
         if payload.url is None:
             return nullcontext(encode_body(payload.body))
@@ -168,3 +175,7 @@ class Forwarder:
         if left_s <= 0:
             raise Expired(f"the task expired at {expires.isoformat()}")
         return left_s
+
+
+def _size(body: bytes | StagedBody) -> int:
+    return len(body) if isinstance(body, bytes) else body.size_bytes

@@ -183,10 +183,13 @@ class Hook(Protocol):
 
 
 class Metrics(Protocol):
-    """Counters and histograms, named as in contract section 6."""
+    """Counters, histograms and levels, named as in contract section 6."""
 
     def count(self, name: str, value: int = 1, /, **labels: str) -> None:
         """Add to a counter. Never blocks, never raises."""
+
+    def change(self, name: str, by: int, /, **labels: str) -> None:
+        """Raise or lower a gauge of what goes on at this moment. Never blocks, never raises."""
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         """Record one measurement (seconds or bytes, as the name says)."""

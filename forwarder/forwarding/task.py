@@ -22,7 +22,9 @@ from forwarder.forwarding.errors import (
 )
 from forwarder.forwarding.forwarder import Forwarder, GoBack
 from forwarder.forwarding.ports import PARDONS_MAX, Commits, Completion, Metrics, Pardons
+from forwarder.forwarding.record import CURRENT, TaskRecord, Tracing
 from forwarder.forwarding.task_call import (
+    arrival_of,
     dead_after,
     is_ours,
     is_redelivered,
@@ -30,6 +32,7 @@ from forwarder.forwarding.task_call import (
     retries_of,
     task_call,
 )
+from forwarder.forwarding.task_scope import TaskScope
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +78,7 @@ class ForwardTask(Task[..., Any]):
     # Celery would store STARTED before the task could look for its result, and over it.
     track_started = False
     serializer = "json"
+    _scope: TaskScope | None = None
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class ForwardTask(Task[..., Any]):
         track_started: bool,
         max_deliveries: int,
         visibility_timeout_s: float,
+        tracing: Tracing | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -91,7 +96,18 @@ class ForwardTask(Task[..., Any]):
         self._parts = parts
         self._max_deliveries = max_deliveries
         self._visibility_timeout_s = visibility_timeout_s
+        self._tracing = tracing
         self._monotonic = monotonic
+
+    # Celery builds a task's tracer in several places, and keeps it under this name.
+    @property
+    def __trace__(self) -> TaskScope | None:
+        """Return the tracer that Celery calls for each task, None before it has built one."""
+        return self._scope
+
+    @__trace__.setter
+    def __trace__(self, tracer: Callable[..., Any]) -> None:
+        self._scope = TaskScope(tracer, tracing=self._tracing, monotonic=self._monotonic)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Forward one task, unless its result is there already.
@@ -99,8 +115,9 @@ class ForwardTask(Task[..., Any]):
         Raises ForwarderError for a failure, Celery's own for the rest.
         """
         request = self.request
-        begun_s = self._monotonic()
+        record = _record()
         try:
+            record.wait_s = self._parts().forwarder.waited_s(arrival_of(args, kwargs))
             self._set_off_pardons(request)
             self._count_delivery(request)
             if must_look(cast(Commits, self.backend), request):
@@ -111,7 +128,7 @@ class ForwardTask(Task[..., Any]):
                 meta = {"pid": os.getpid(), "hostname": request.hostname}
                 self.backend.store_result(str(request.id), meta, STARTED, request=request)
             result = self._forward(request, args, kwargs)
-            if self._monotonic() - begun_s >= self._visibility_timeout_s:
+            if record.run_s >= self._visibility_timeout_s:
                 # Long enough for a lease to have ended without our knowledge: whose peer
                 # has committed meanwhile must not be told anything else, nor twice.
                 self._end_if_committed(args, kwargs)
@@ -156,10 +173,7 @@ class ForwardTask(Task[..., Any]):
         if stored is None:
             return
         owed = is_redelivered(request) and not dead_after(request) and stored.state != "REVOKED"
-        log.info(
-            "task_already_done task_id=%s queue=%s state=%s hooks=%s",
-            task_id, _queue(request), stored.state, "run" if owed else "not_owed",
-        )  # fmt: skip
+        _record().outcome = f"already_{stored.state.lower()}"
         if owed:
             payload, succeeded = payload_of(args, kwargs), stored.state == "SUCCESS"
             self._parts().hooks.run(Completion(task_id, payload, stored.response, succeeded=succeeded))
@@ -172,26 +186,22 @@ class ForwardTask(Task[..., Any]):
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
         completion = Completion(task_id, payload_of(args, kwargs), retval, succeeded=True)
-        self._finish("success", completion, args, kwargs)
+        self._finish("success", completion)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         """Run the hooks for a failed task, likewise after the store."""
         error = as_forwarder_error(exc)
         completion = Completion(task_id, payload_of(args, kwargs), error.to_dict(), succeeded=False)
-        self._finish(error.code, completion, args, kwargs)
+        _record().error = error
+        self._finish(error.code, completion)
 
-    def _finish(self, outcome: str, completion: Completion, args: Any, kwargs: Any) -> None:
-        parts, request = self._parts(), self.request
-        queue = _queue(request)
-        total_s = parts.forwarder.waited_s(args[1] if len(args) > 1 else kwargs.get("arrival_timestamp"))
+    def _finish(self, outcome: str, completion: Completion) -> None:
+        parts, request, record = self._parts(), self.request, _record()
+        record.outcome = outcome
+        queue, total_s = _queue(request), record.total_s
         parts.metrics.count("forwarder_tasks_total", queue=queue, outcome=outcome)
         if total_s is not None:
             parts.metrics.observe("forwarder_task_seconds", total_s, queue=queue)
-        log.info(
-            "task_done task_id=%s queue=%s outcome=%s retries=%d total_s=%s",
-            completion.task_id, queue, outcome, retries_of(request),
-            "unknown" if total_s is None else f"{total_s:.3f}",
-        )  # fmt: skip
         if dead_after(request) <= self._max_deliveries + 1:  # past it they may be what the task dies of
             parts.hooks.run(completion)
 
@@ -233,6 +243,14 @@ class ForwardTask(Task[..., Any]):
             argsrepr="(...)",
             kwargsrepr="{...}",
         )
+
+
+def _record() -> TaskRecord:
+    """Return the record of the task that runs: Celery's tracer is called within one."""
+    record = CURRENT.get()
+    if record is None:
+        raise RuntimeError("called without TaskScope")
+    return record
 
 
 def _queue(request: Any) -> str:

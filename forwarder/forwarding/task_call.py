@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from forwarder.forwarding.errors import InvalidPayload
 from forwarder.forwarding.forwarder import TaskCall
@@ -37,7 +37,7 @@ def task_call(request: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         payload=payload_of(args, kwargs),
         expires=request.expires,
         retries=retries_of(request),
-        headers=_trace_headers(request),
+        headers=trace_headers(request),
     )
 
 
@@ -45,6 +45,11 @@ def retries_of(request: Any) -> int:
     """Return how often the task went back to the queue before; 0 for whatever is not a count."""
     retries = request.retries
     return retries if isinstance(retries, int) and retries > 0 else 0
+
+
+def arrival_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return the task's arrival time as its producer wrote it: the second positional argument, or by name."""
+    return args[1] if len(args) > 1 else kwargs.get("arrival_timestamp")
 
 
 def payload_of(args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -68,15 +73,26 @@ def is_ours(header: str) -> bool:
     return header.startswith(("forwarder_", "x-forwarder-"))
 
 
-def _trace_headers(request: Any) -> dict[str, str]:
-    """Return the trace context that the message carries, for the inference server."""
-    found = {name: request.get(name) for name in TRACE_HEADERS}
-    return {
-        name: value
-        for name, value in found.items()
-        # What a header can't hold would break the request off.
-        if isinstance(value, str)
+def trace_headers(request: Any) -> dict[str, str]:
+    """Return the trace context that the message carries, for the inference server.
+
+    Datadog's producers write it into the nested ``headers``, where Celery also puts a
+    message's custom ones; OpenTelemetry's write it beside Celery's own. ``request`` is
+    Celery's, or its dictionary.
+    """
+    nested = request.get("headers")
+    for source in (nested if isinstance(nested, Mapping) else {}, request):
+        found = {name: value for name in TRACE_HEADERS if _is_passable(value := source.get(name))}
+        if found:
+            return found
+    return {}
+
+
+def _is_passable(value: object) -> TypeGuard[str]:
+    """Return whether a header can hold it: what it can't would break the request off."""
+    return (
+        isinstance(value, str)
         and len(value) <= TRACE_HEADER_CHARS_MAX
         and value.isascii()
         and value.isprintable()
-    }
+    )

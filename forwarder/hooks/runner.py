@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from forwarder.forwarding.ports import Completion, Hook, Metrics
+from forwarder.forwarding.record import step
 from forwarder.hooks.errors import HookError
 
 log = logging.getLogger(__name__)
@@ -28,15 +29,27 @@ class HookRunner:
         next one runs. What ends the greenlet or the process (GreenletExit, a
         time limit of gevent's, SystemExit) is no Exception and passes through.
         """
-        for hook in self._hooks:
-            try:
+        owed = [hook.name for hook in self._hooks]
+        for name in owed:
+            self._metrics.change("forwarder_hook_backlog", 1, hook=name)
+        try:
+            for hook in self._hooks:
+                self._run(hook, completion)
+                self._metrics.change("forwarder_hook_backlog", -1, hook=owed.pop(0))
+        finally:
+            for name in owed:
+                self._metrics.change("forwarder_hook_backlog", -1, hook=name)
+
+    def _run(self, hook: Hook, completion: Completion) -> None:
+        try:
+            with step("hook", hook.name):
                 outcome = "ok" if hook.deliver(completion) else "skipped"
-            except Exception as error:  # noqa: BLE001 - a hook never changes a task's result
-                outcome = "failed"
-                log.warning(
-                    "hook_failed task_id=%r hook=%s error=%s", completion.task_id, hook.name, _describe(error)
-                )
-            self._metrics.count("forwarder_hook_total", hook=hook.name, outcome=outcome)
+        except Exception as error:  # noqa: BLE001 - a hook never changes a task's result
+            outcome = "failed"
+            log.warning(
+                "hook_failed task_id=%r hook=%s error=%s", completion.task_id, hook.name, _describe(error)
+            )
+        self._metrics.count("forwarder_hook_total", hook=hook.name, outcome=outcome)
 
     def close(self) -> None:
         """Close every hook, whatever the others do."""

@@ -18,6 +18,7 @@ from kombu.utils.json import JSONEncoder
 from forwarder.aws_errors import describe
 from forwarder.forwarding.errors import InternalError, InvalidResponse, ResultTooLarge, as_forwarder_error
 from forwarder.forwarding.ports import Stored
+from forwarder.forwarding.record import step
 from forwarder.results.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,9 @@ class SingleWriteBackend(KeyValueStoreBackend):
         there is no message, what the store's client raises. Raises Reject too where
         another delivery's outcome stays: the next one finds it.
         """
-        # Not by way of Celery's own, whose tries (``result_backend_always_retry``) know no bound.
-        return self._store_result(task_id, self.encode_result(result, state), state, request=request)
+        with step("store", f"write {state}"):
+            # Not by way of Celery's own, whose tries (``result_backend_always_retry``) know no bound.
+            return self._store_result(task_id, self.encode_result(result, state), state, request=request)
 
     def encode(self, data: Any) -> str:  # type: ignore[override]  # the stubs say bytes, of a text
         """Return the JSON text, the same as Celery's. Raises kombu's EncodeError for what JSON can't say."""
@@ -98,7 +100,8 @@ class SingleWriteBackend(KeyValueStoreBackend):
         Blocks and raises as ``store_result`` does, for one read.
         """
         key = self.get_key_for_task(task_id)
-        value = self._insist(lambda: self.get(key), task_id, has_message=True)
+        with step("store", "look"):
+            value = self._insist(lambda: self.get(key), task_id, has_message=True)
         return self._read(value, task_id) if value else None
 
     def _read(self, value: Any, task_id: str) -> Stored | None:
@@ -124,7 +127,8 @@ class SingleWriteBackend(KeyValueStoreBackend):
 
         0 where that can't be read for a reason that may last: it must not keep a poisonous task going round.
         """
-        return self._insist(lambda: self._read_pardons(task_id), task_id, has_message=True)
+        with step("store", "pardons"):
+            return self._insist(lambda: self._read_pardons(task_id), task_id, has_message=True)
 
     def _read_pardons(self, task_id: str) -> int:
         try:

@@ -36,6 +36,8 @@ class Admission:
         #: How often a message was not taken because of the bytes.
         self.refused = 0
         self.response_bytes = 0
+        #: The largest response that was held.
+        self.response_bytes_peak = 0
         self._responses: dict[int, int] = {}
 
     def __repr__(self) -> str:
@@ -69,4 +71,6 @@ class Admission:
 
     def drop_response(self) -> None:
         """Note that the calling slot holds no response any more."""
-        self.response_bytes -= self._responses.pop(threading.get_ident(), 0)
+        number = self._responses.pop(threading.get_ident(), 0)
+        self.response_bytes -= number
+        self.response_bytes_peak = max(self.response_bytes_peak, number)

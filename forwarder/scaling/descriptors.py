@@ -40,16 +40,24 @@ class Allowed:
 def need(settings: Settings) -> Need:
     """Return what the process that needs the most descriptors needs."""
     slots = settings.slots_max
+    shared, each = _shared_and_each(settings)
     if settings.pool == "prefork":
-        return Need(BASE + slots * PIPES, f"{BASE} + {slots} processes x {PIPES} (their pipes)")
-    parts = dict(_of_a_task(settings))
-    per_task = " + ".join(f"{number} {what}" for what, number in parts.items())
-    firehose = settings.firehose_max_pool_connections if "logging" in settings.hooks else 0
+        return Need(shared + slots * each, f"{BASE} + {slots} processes x {PIPES} (their pipes)")
+    per_task = " + ".join(f"{number} {what}" for what, number in _of_a_task(settings))
+    firehose = shared - BASE - SPARE
     return Need(
-        BASE + SPARE + slots * sum(parts.values()) + firehose,
+        shared + slots * each,
         f"{BASE} + {SPARE} spare + {slots} slots x ({per_task})"
         + (f" + {firehose} (--firehose-max-pool-connections)" if firehose else ""),
     )
+
+
+def slots_within(settings: Settings, limits: Allowed) -> int | None:
+    """Return how many slots the limits suffice for; None is without bound."""
+    if limits.hard == resource.RLIM_INFINITY:
+        return None
+    shared, each = _shared_and_each(settings)
+    return max(0, limits.hard - shared) // each
 
 
 def allowed() -> Allowed:
@@ -65,6 +73,13 @@ def raise_soft_limit() -> Allowed:
     if now.hard != resource.RLIM_INFINITY and now.soft < now.hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (now.hard, now.hard))
     return allowed()
+
+
+def _shared_and_each(settings: Settings) -> tuple[int, int]:
+    if settings.pool == "prefork":
+        return BASE, PIPES
+    firehose = settings.firehose_max_pool_connections if "logging" in settings.hooks else 0
+    return BASE + SPARE + firehose, sum(number for _, number in _of_a_task(settings))
 
 
 def _of_a_task(settings: Settings) -> Iterator[tuple[str, int]]:

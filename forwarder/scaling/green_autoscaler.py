@@ -66,7 +66,12 @@ class GreenAutoscaler(Autoscaler):
     @property
     def processes(self) -> int:
         """Return the number of open slots."""
-        return self._admission.slots
+        return self._admission.open_slots
+
+    @property
+    def held_back(self) -> bool:
+        """Return whether memory keeps it below MAX."""
+        return self._admission.cap < self.max_concurrency
 
     @property
     def qty(self) -> int:

@@ -58,6 +58,8 @@ class MemoryGuard(threading.Thread):
         self._calm_rounds = CALM_ROUNDS
         self._passed = False
         self._errors: set[tuple[str, str]] = set()
+        #: Called as each round begins.
+        self.turned: Callable[[], object] = lambda: None
 
     def run(self) -> None:
         """Look until ``stop``."""
@@ -71,6 +73,7 @@ class MemoryGuard(threading.Thread):
 
     def round(self) -> None:
         """Look once. Does not block; raises nothing: a part that fails is logged, the others go on."""
+        self.turned()
         self._try("memory", self._follow_memory)
         self._try("bytes", self._tell_of_bytes)
         self._try("tick", self._ticked)

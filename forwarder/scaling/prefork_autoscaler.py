@@ -25,6 +25,9 @@ PERIOD_S = 1.0
 #: Seconds without a step up after a fork that failed.
 FORK_AGAIN_S = 60.0
 
+#: Reasons of decisions that are neither demand's nor the operator's bounds.
+HELD_BACK = {"cap", "no_room", "memory_above_low", "memory_above_high", "fork_failed"}
+
 #: Seconds for which the largest child that was seen counts as what one needs.
 PEAK_S = 600.0
 
@@ -89,6 +92,7 @@ class MemoryAutoscaler(Autoscaler):
         self._children = PoolChildren(pool)
         self._memory = scaling.memory(children=self._children.pids, now=scaling.now)
         self._target = self._slots = min_concurrency
+        self._decided = Decision("hold", min_concurrency, "on_its_way")
         self._busy_peak = 0  # since the last decision
         self._busy = deque[int](maxlen=max(1, round(scaling.idle_s / PERIOD_S)))
         self._largest = deque[int](maxlen=round(PEAK_S / PERIOD_S))
@@ -104,6 +108,11 @@ class MemoryAutoscaler(Autoscaler):
 
     pool: Any
     worker: Any
+
+    @property
+    def held_back(self) -> bool:
+        """Return whether memory, or a fork that failed, keeps it below MAX."""
+        return self._decided.reason in HELD_BACK
 
     def maybe_scale(self, req: Any = None) -> None:
         """Note the task that comes, or without one decide and act. A step up forks, which blocks.
@@ -133,6 +142,7 @@ class MemoryAutoscaler(Autoscaler):
         elif decision.action == "grow" and self._scaling.now() < self._grow_from_s:
             decision = Decision("hold", self._target, "fork_failed")
         self._tell(decision, view)
+        self._decided = decision
         self._target = decision.target
         self._grow_on()
         self._ask_for_as_many()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from forwarder.settings.errors import SettingsError
 from forwarder.settings.model import Settings
 from forwarder.settings.spec import value_of
@@ -25,23 +23,15 @@ SQS_HELD_S_MAX = 12 * 3600
 #: renewed every third of the timeout; two calls of up to 5 s must fit in the rest.
 SQS_VISIBILITY_S_SHORT = 15
 
-#: Read and checked now, but no part of this version acts on them.
-NOT_IN_EFFECT = ("http_port",)
 
-
-def check(settings: Settings, sources: Mapping[str, str]) -> list[str]:
+def check(settings: Settings) -> list[str]:
     """Return warnings about combinations; raise SettingsError for one that can't work."""
     _check_sqs(settings)
     _check_hooks(settings)
     _check_stop(settings)
     _check_memory(settings)
     _check_staging(settings)
-    return (
-        _lease_warnings(settings)
-        + _wait_warnings(settings)
-        + _ignored(settings)
-        + _not_in_effect(settings, sources)
-    )
+    return _lease_warnings(settings) + _wait_warnings(settings) + _ignored(settings)
 
 
 def held_s(settings: Settings) -> float:
@@ -173,14 +163,6 @@ def _ignored(settings: Settings) -> list[str]:
         f"{BY_FIELD[field].title} is ignored: {reason}"
         for field, reason in pointless.items()
         if reason and value_of(settings, field) not in (None, ())
-    ]
-
-
-def _not_in_effect(settings: Settings, sources: Mapping[str, str]) -> list[str]:
-    return [
-        f"{spec.title} is not in effect yet: this version reads it and does nothing with it"
-        for spec in (BY_FIELD[field] for field in NOT_IN_EFFECT)
-        if sources[spec.field] != DEFAULT and value_of(settings, spec.field) != spec.default
     ]
 
 

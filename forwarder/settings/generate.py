@@ -11,7 +11,6 @@ import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from forwarder.settings.coherence import NOT_IN_EFFECT
 from forwarder.settings.spec import Spec, render
 from forwarder.settings.table import GROUPS
 
@@ -19,7 +18,7 @@ _HEAD = "Made by `python -m forwarder.settings.generate`: edit forwarder/setting
 
 _PRECEDENCE = (
     "A flag wins over an environment variable, that over `--config FILE` (`FORWARDER_CONFIG`), and that over "
-    "the default. The file is YAML, TOML or JSON and its keys are the names in the first column. An empty "
+    "the default. The file is YAML, TOML or JSON, and its keys are the names that stand first here. An empty "
     "environment variable counts as not set; an empty flag leaves an optional setting without a value. A "
     "value that can't work ends the program with exit code 2 and one line that says what is accepted. "
     "`forwarder check` shows the settings in effect and where each came from."
@@ -32,7 +31,7 @@ def env_example() -> str:
     for heading, specs in GROUPS.items():
         lines += ["", "#" * 4 + f" {heading} " + "#" * 4]
         for spec in specs:
-            about = f"{_meaning(spec)} Accepted: {spec.kind.accepted}. Default: {spec.shown_default}."
+            about = f"{spec.meaning} Accepted: {spec.kind.accepted}. Default: {spec.shown_default}."
             lines += ["", *(f"# {line}" for line in textwrap.wrap(about, 108, break_on_hyphens=False))]
             if spec.other_environ:
                 lines.append(f"# Also read from {', '.join(spec.other_environ)}.")
@@ -50,22 +49,17 @@ def settings_page() -> str:
         *textwrap.wrap(_PRECEDENCE, 108, break_on_hyphens=False),
     ]
     for heading, specs in GROUPS.items():
-        lines += ["", f"## {heading}", "", "| key | flag | environment | default | meaning | accepted |"]
-        lines.append("|---|---|---|---|---|---|")
+        lines += ["", f"## {heading}", "", "| key, flag, environment | default | meaning | accepted |"]
+        lines.append("|---|---|---|---|")
         lines += [_row(spec) for spec in specs]
     return "\n".join(lines) + "\n"
 
 
 def _row(spec: Spec) -> str:
-    flags = ", ".join(f"`{flag}`" for flag in (spec.flag, *spec.other_flags))
-    names = ", ".join(f"`{name}`" for name in (spec.environ, *spec.other_environ))
+    names = (spec.field, spec.flag, *spec.other_flags, spec.environ, *spec.other_environ)
     default = f"`{render(spec.default)}`" if render(spec.default) else spec.default_words
-    cells = (f"`{spec.field}`", flags, names, default, _meaning(spec), spec.kind.accepted)
+    cells = ("<br>".join(f"`{name}`" for name in names), default, spec.meaning, spec.kind.accepted)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _meaning(spec: Spec) -> str:
-    return f"{spec.meaning} Not in effect yet." if spec.field in NOT_IN_EFFECT else spec.meaning
 
 
 FILES: Mapping[str, Callable[[], str]] = {".env.example": env_example, "docs/settings.md": settings_page}

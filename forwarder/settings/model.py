@@ -9,6 +9,9 @@ from typing import Literal
 Pool = Literal["prefork", "gevent"]
 QueueType = Literal["classic", "quorum"]
 
+#: Slots that a worker may find for itself where nobody gave it a bound; as many as ``tune`` tries.
+AUTO_SLOTS_MAX = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointIdentity:
@@ -94,6 +97,7 @@ class Settings:
     live_stall_s: float | None = None  # None: as long as a task may take, and a minute
     log_format: str = "console"
     autoscale: tuple[int, int] | None = None
+    auto: bool = False
     autoscale_step: int = 8
     autoscale_idle_s: float = 30.0
     memory_low_percent: int = 50

@@ -14,7 +14,7 @@ from forwarder.settings import coherence
 from forwarder.settings.coherence import DEFAULT
 from forwarder.settings.errors import SettingsError
 from forwarder.settings.files import CONFIG_ENVIRON
-from forwarder.settings.model import EndpointIdentity, Settings
+from forwarder.settings.model import AUTO_SLOTS_MAX, EndpointIdentity, Settings
 from forwarder.settings.spec import Spec
 from forwarder.settings.table import BY_FIELD, SPECS
 
@@ -75,7 +75,11 @@ def resolve(
         else:
             sources[spec.field] = given.source
     settings = _settings(values)
-    warnings += coherence.check(settings, sources)
+    if settings.auto and settings.autoscale is None:
+        least = settings.concurrency
+        settings = dataclasses.replace(settings, autoscale=(max(least, AUTO_SLOTS_MAX), least))
+        sources["autoscale"] = BY_FIELD["auto"].flag
+    warnings += coherence.check(settings)
     return Resolved(settings=settings, sources=sources, warnings=tuple(warnings))
 
 

@@ -15,6 +15,7 @@ from forwarder.staging.download import Download, Source
 from forwarder.staging.files import StagedFile
 from forwarder.staging.folder import StagingFolder, StagingFull
 from forwarder.staging.spool import AnswerSpool
+from forwarder.staging.threshold import Threshold
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 class Staging:
     """Fetches what payloads refer to and makes room for answers that go somewhere else.
 
-    ``sources`` has the allowed schemes. Objects above ``above_bytes`` go by way
+    ``sources`` has the allowed schemes. Objects above ``threshold`` go by way
     of ``folder``; more than ``input_bytes_max`` is refused, and a download ends
     ``timeout_s`` after it began, the wait for room included. An answer may have
     ``answer_bytes_max``, which the folder must keep for one at least.
@@ -33,7 +34,7 @@ class Staging:
         *,
         folder: StagingFolder,
         sources: Mapping[str, Source],
-        above_bytes: int,
+        threshold: Threshold,
         input_bytes_max: int,
         answer_bytes_max: int,
         timeout_s: float,
@@ -43,7 +44,7 @@ class Staging:
     ) -> None:
         self._folder = folder
         self._sources = sources
-        self._above_bytes = above_bytes
+        self._threshold = threshold
         self._input_bytes_max = input_bytes_max
         self._answer_bytes_max = answer_bytes_max
         self._timeout_s = timeout_s
@@ -80,9 +81,10 @@ class Staging:
         )
         with contextlib.closing(download), contextlib.ExitStack() as held:
             download.open()
-            head = self._head(download)
+            above_bytes = self._threshold.bytes  # once: it may be another before all is read
+            head = _head(download, above_bytes)
             body: bytes | StagedBody
-            if self._is_large(download, head):
+            if _is_large(download, head, above_bytes):
                 file = self._file(download, url)
                 held.callback(file.remove)
                 if file.whole:
@@ -90,8 +92,10 @@ class Staging:
                 else:
                     self._fill(file, download, head)
                 body = file.body
+                self._threshold.saw(file.size_bytes)
             else:
                 body = bytes(head)
+                self._threshold.saw(len(body))
             head.clear()
             download.close()
             yield body
@@ -101,26 +105,13 @@ class Staging:
         """Give what takes one answer, until the block ends; then its file is removed."""
         spool = AnswerSpool(
             folder=self._folder,
-            above_bytes=self._above_bytes,
+            above_bytes=self._threshold.bytes,
             bytes_max=self._answer_bytes_max,
             monotonic=self._monotonic,
             sleep=self._sleep,
         )
         with contextlib.closing(spool):
             yield spool
-
-    def _head(self, download: Download) -> bytearray:
-        """Read the object as far as memory may hold it; nothing of one that is known to be larger."""
-        head = bytearray()
-        while not self._is_large(download, head):
-            if not (piece := download.read()):
-                break
-            head += piece
-        return head
-
-    def _is_large(self, download: Download, head: bytearray) -> bool:
-        known = len(head) if download.size_bytes is None else download.size_bytes
-        return known > self._above_bytes
 
     def _file(self, download: Download, url: str) -> StagedFile:
         """Return a dead worker's file of the object, or an empty one with room for it."""
@@ -145,3 +136,18 @@ class Staging:
                 raise InputUnavailable("the object that 'url' names changed while it was read")
             file.write(piece)
         file.finish()
+
+
+def _head(download: Download, above_bytes: int) -> bytearray:
+    """Read the object as far as memory may hold it; nothing of one that is known to be larger."""
+    head = bytearray()
+    while not _is_large(download, head, above_bytes):
+        if not (piece := download.read()):
+            break
+        head += piece
+    return head
+
+
+def _is_large(download: Download, head: bytearray, above_bytes: int) -> bool:
+    known = len(head) if download.size_bytes is None else download.size_bytes
+    return known > above_bytes

@@ -1,9 +1,14 @@
-"""How the worker writes its log: one line an event, ``name key=value``, on standard error."""
+"""How the worker writes its log on standard error: one line an event, ``name key=value`` or a JSON object."""
 
 from __future__ import annotations
 
 import logging
 import logging.config
+import warnings
+
+from forwarder.forwarding.record import CURRENT
+from forwarder.telemetry.foreign_lines import exception_text, without_quotes
+from forwarder.telemetry.json_lines import JsonLines, trace_fields
 
 #: Loggers whose lines come once per task or more often, most of them with parts of
 #: the payload or the response at INFO or DEBUG. The worker writes its own line per task.
@@ -34,9 +39,21 @@ class OneLine(logging.Formatter):
         return text
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        """Return the line with its control characters escaped; a traceback still follows below."""
+        """Return the line with its control characters escaped; a traceback still follows below.
+
+        Whose task it is, and of which trace, stands at its end where the line does not tell.
+        """
         text = super().formatMessage(record)
+        task = CURRENT.get()
+        if task is not None and " task_id=" not in text:
+            text += f" task_id={task.task_id} queue={task.queue}"
+        for name, value in trace_fields(record):
+            text += f" {name}={value}"
         return text if text.isprintable() else "".join(map(_visible, text))
+
+    def formatException(self, ei: object) -> str:  # noqa: N802 - logging's own name
+        """Return where it was raised, without the texts of exceptions, which may quote."""
+        return exception_text(ei)
 
 
 def _visible(character: str) -> str:
@@ -48,7 +65,15 @@ def _concerns_this_version(record: logging.LogRecord) -> bool:
     return "CPendingDeprecationWarning" not in record.getMessage()
 
 
-def configure(level: str) -> None:
+def _take_ddtraces_handler_off() -> None:
+    """Leave ddtrace's lines to our handler: under ``ddtrace-run`` it also writes them itself, unformatted."""
+    logger = logging.getLogger("ddtrace")
+    for handler in list(logger.handlers):
+        if type(handler) is logging.StreamHandler:  # not the file that DD_TRACE_LOG_FILE names
+            logger.removeHandler(handler)
+
+
+def configure(level: str, style: str = "console") -> None:
     """Set the root logger up. Called once a process, before Celery starts.
 
     Records are made without their thread, under gevent a new one for each greenlet
@@ -58,19 +83,28 @@ def configure(level: str) -> None:
     """
     logging.logThreads = logging.logMultiprocessing = False
     logging._srcfile = None  # the page's own words
+    logging.warnings = warnings  # type: ignore[attr-defined]  # ddtrace-run loads it anew, after logging
+    logging.captureWarnings(True)
+    _take_ddtraces_handler_off()
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {
-                "line": {
+                "json": {"()": JsonLines},
+                "console": {
                     "()": OneLine,
                     "format": "%(asctime)s.%(msecs)03d %(levelname)s %(process)d %(name)s: %(message)s",
                     "datefmt": "%Y-%m-%dT%H:%M:%S",
-                }
+                },
             },
-            "filters": {"version": {"()": lambda: _concerns_this_version}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "filters": {
+                "version": {"()": lambda: _concerns_this_version},
+                "quotes": {"()": lambda: without_quotes},
+            },
+            "handlers": {
+                "stderr": {"class": "logging.StreamHandler", "formatter": style, "filters": ["quotes"]}
+            },
             "root": {"level": level, "handlers": ["stderr"]},
             "loggers": {
                 **{name: {"level": "WARNING"} for name in QUIETED},

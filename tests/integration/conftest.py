@@ -164,10 +164,11 @@ def worker(
             env: Mapping[str, str] | None = None,
             args: Sequence[str] = (),
             ddtrace: bool = False,
+            module: str = "forwarder",
         ) -> Worker:
             settings = {"FORWARDER_QUEUES": queue_name, "FORWARDER_CONCURRENCY": "2"}
             settings |= (MEASURED if is_measured else {}) | dict(env or {})
-            started.append(Worker(pool=pool, env=settings, args=args, ddtrace=ddtrace))
+            started.append(Worker(pool=pool, env=settings, args=args, ddtrace=ddtrace, module=module))
             return stack.enter_context(started[-1])
 
         yield start

@@ -21,7 +21,6 @@ from forwarder.forwarding.ports import Completion
 from forwarder.hooks.errors import HookError
 from forwarder.hooks.logging import FirehoseHook
 from forwarder.settings.model import EndpointIdentity
-from forwarder.telemetry.metrics import ProcessMetrics
 from forwarder.testing.aws_resources import (
     create_bucket,
     create_delivery_stream,
@@ -51,12 +50,12 @@ SENDER = """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     metrics = ProcessMetrics()
     build = firehose_client_builder(
-        session=AwsSession(config=Config(parameter_validation=False)),
+        session=AwsSession(config=Config(parameter_validation=False), metrics=metrics),
         role_arn=role_arn,
         max_pool_connections=8,
         duration_s=2,
     )
-    clients = RefreshingClient(service="firehose", build=build, metrics=metrics)
+    clients = RefreshingClient(service="firehose", build=build)
     linger_s = 0.05 if patched else None  # as in a worker with many slots, and in one with few
     endpoint = EndpointIdentity(name="e")
     hook = FirehoseHook(clients=clients, stream=stream, endpoint=endpoint, linger_s=linger_s)
@@ -135,7 +134,7 @@ def test_no_record_is_lost_while_the_assumed_role_is_renewed_three_times(cloud: 
 
 def hook_of(stream: str) -> FirehoseHook:
     build = firehose_client_builder(session=AwsSession(), role_arn=None, max_pool_connections=2)
-    clients = RefreshingClient(service="firehose", build=build, metrics=ProcessMetrics())
+    clients = RefreshingClient(service="firehose", build=build)
     return FirehoseHook(clients=clients, stream=stream, endpoint=EndpointIdentity(name="é"))
 
 

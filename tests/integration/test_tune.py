@@ -56,7 +56,14 @@ def payloads(tmp_path: Path) -> str:
 
 
 @contextmanager
-def serving(slots: int, *, refuses: bool = False, status: int = 200) -> Iterator[dict[str, str]]:
+def serving(
+    slots: int,
+    *,
+    refuses: bool = False,
+    status: int = 200,
+    inference_s: float = INFERENCE_S,
+    response: bytes = RESPONSE,
+) -> Iterator[dict[str, str]]:
     """Serve so many at a time; others wait, or are refused. Give the settings that name the server."""
     free = threading.Semaphore(slots)
 
@@ -76,9 +83,9 @@ def serving(slots: int, *, refuses: bool = False, status: int = 200) -> Iterator
             if not free.acquire(blocking=not refuses):
                 self._answer(503, b"{}")
                 return
-            time.sleep(INFERENCE_S)
+            time.sleep(inference_s)
             free.release()
-            self._answer(status, RESPONSE)
+            self._answer(status, response)
 
         def _answer(self, code: int, body: bytes) -> None:
             head = f"HTTP/1.1 {code} Said\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,12 @@ import pytest
 
 from forwarder.app import MAIN_STORE_TIMEOUT_S, Composition, client_app
 from forwarder.brokers.leases import Delivery
+from forwarder.forwarding import errors
 from forwarder.forwarding.task import TASK_NAMES
+from forwarder.settings.datadog import AGENT_VARIABLES
 from forwarder.settings.model import Settings
+from forwarder.telemetry_parts import codes
+from forwarder.worker import _prefork_options
 
 
 def test_one_message_is_held_per_slot_and_only_json_is_read() -> None:
@@ -118,20 +124,36 @@ def test_inputs_come_by_the_allowed_schemes_and_https_only_where_a_host_is_named
     assert repr(staging).endswith(f" schemes={schemes}>")
 
 
-@pytest.mark.parametrize(
-    ("settings", "linger_s"),
-    [
-        (Settings(concurrency=50), None),  # a process sends one record at a time
-        (Settings(pool="gevent", concurrency=15), None),
-        (Settings(pool="gevent", concurrency=16), 0.05),
-        (Settings(pool="gevent", concurrency=16, firehose_linger_s=0.0), None),
-        (Settings(pool="gevent", concurrency=4, firehose_linger_s=0.2), 0.2),
-    ],
-)
-def test_records_gather_where_slots_are_many_or_the_setting_says(
-    settings: Settings, linger_s: float | None
-) -> None:
-    assert Composition(settings)._linger_s() == linger_s
+def test_nothing_is_measured_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in AGENT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert Composition(Settings()).telemetry(slots=lambda: 1) is None
+
+
+def test_the_autoscalers_decisions_are_in_the_table_that_exporters_read() -> None:
+    settings = Settings(autoscale=(4, 1), memory_limit_mb=4096)
+    composition = Composition(settings)
+    app = composition.celery_app()
+    _prefork_options(settings, app, composition)
+    assert app.conf.forwarder_scaling.counts is composition.metrics.get()
+
+
+def test_a_message_that_is_refused_is_counted_under_its_code_and_one_given_up_as_dead() -> None:
+    composition = Composition(Settings())
+    delivery = Delivery(tag="t", queue="q", number=9, confirmed_s=0.0, message=None)
+    for code in ("invalid_message", "dead_lettered"):
+        composition.book.refused(delivery, code)
+    assert composition.metrics.get().snapshot() == {
+        "forwarder_tasks_total{queue=q,outcome=invalid_message}": 1,
+        "forwarder_tasks_total{queue=q,outcome=dead_lettered}": 1,
+        "forwarder_deliveries_total{queue=q,kind=dead}": 1,
+    }
+
+
+def test_every_code_of_a_failure_is_there_from_the_start() -> None:
+    """So an alert sees the first failure."""
+    source = Path(errors.__file__).read_text()
+    assert codes() == sorted(re.findall(r'^    code = "(\w+)"$', source, re.MULTILINE))
 
 
 def test_the_secrets_of_the_settings_are_not_in_their_repr() -> None:

@@ -22,6 +22,8 @@ SOURCES = {
 MODULES = sorted(SOURCES)
 
 ADAPTERS = ("inference", "brokers", "results", "hooks", "cloud", "scaling", "staging", "telemetry")
+#: What the composition root is made of: like it, they know every part.
+COMPOSING = ("process_parts", "telemetry_parts")
 #: Pure and small: every room may import it, and it imports nothing of ours.
 FOR_EVERYBODY = "backoff"
 STATED_INTERFACES = (
@@ -30,6 +32,7 @@ STATED_INTERFACES = (
     "redis_batches",
     "forwarding.errors",
     "forwarding.ports",
+    "forwarding.record",
     "settings",
 )
 
@@ -51,19 +54,36 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "prefork_pool": (),
     "drain": ("brokers.leases", "brokers.background", "stop_signals"),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
-    "app": ("__init__", "addresses", "pool", "settings", "forwarding", *ADAPTERS),
-    "worker": ("__init__", "app", "drain", "pool", "stop_signals", "settings", "forwarding", *ADAPTERS),
+    **dict.fromkeys(COMPOSING, ("__init__", "addresses", "settings", "forwarding", *ADAPTERS)),
+    "app": ("__init__", "celery_app", "pool", *COMPOSING, "settings", "forwarding", *ADAPTERS),
+    "celery_app": ("app", "settings"),
+    "watch": ("settings", *ADAPTERS),
+    "endpoints": ("__init__", "watch", "settings", *ADAPTERS),
+    "worker": (
+        "__init__",
+        "app",
+        "drain",
+        "endpoints",
+        "watch",
+        "pool",
+        "stop_signals",
+        "settings",
+        "forwarding",
+        "tuning",
+        *ADAPTERS,
+    ),
     "cli": ("__init__", "cli.demo", "app", "worker", "pool", "compat", "settings", "forwarding", *ADAPTERS),
     "cli.demo": ("__init__", "cli.interruption", "demo", "testing", "settings"),
     "cli.loadtest": ("cli", "loadtest", "testing", "settings", "forwarding"),
     "cli.tune": ("cli", "app", "tuning", "settings", "forwarding", *ADAPTERS),
-    "tuning": ("settings", "forwarding", "scaling"),
+    "tuning": ("settings", "forwarding", "scaling", "staging.threshold"),
     "testing": ("__init__", "settings"),
     "demo": ("__init__", "testing", "settings", "forwarding.errors"),
     "loadtest": ("__init__", "testing", "settings", "scaling.container", "scaling.process_memory"),
 }
 READS_ENVIRONMENT = (
     "__main__",
+    "celery_app",
     "cli",
     "cli.demo",
     "cli.loadtest",
@@ -74,7 +94,9 @@ READS_ENVIRONMENT = (
     "testing",
 )
 #: Loaded by no worker process as long as its settings don't ask for them.
-ON_DEMAND = {"boto3", "botocore", "ddtrace", "flask", "gevent", "moto", "rich"}
+ON_DEMAND = {
+    "boto3", "botocore", "datadog", "ddtrace", "flask", "gevent", "moto", "prometheus_client", "rich",
+}  # fmt: skip
 LOADED_ONLY_ON_DEMAND = ("cli.demo", "demo", "green_slots", "loadtest", "testing", "tuning")
 NETWORK_PARTS_OF_THE_STANDARD_LIBRARY = {"asyncio", "http.client", "socket", "ssl", "urllib.request"}
 

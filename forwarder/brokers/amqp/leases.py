@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from amqp.exceptions import NotFound
 from celery.worker import state
 
 from forwarder.brokers.amqp.copies import Copies
 from forwarder.brokers.dead_letters import DELIVERIES_HEADER, dead_queue, earlier_deliveries, with_death
-from forwarder.brokers.leases import Death, Delivery
+from forwarder.brokers.leases import Death, Delivery, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +178,14 @@ class AmqpLeases:
     def waiting(self) -> int:
         """Return how many messages wait. Blocks for a round trip a queue."""
         return sum(self._copies.waiting(queue) for queue in self._queues)
+
+    def backlog(self) -> Sequence[Waiting]:
+        """Return how many messages wait in each queue there is. Blocks for a round trip a queue."""
+        found = []
+        for queue in self._queues:
+            with suppress(NotFound):  # the consumer has not made it yet
+                found.append(Waiting(queue, self._copies.waiting(queue)))
+        return found
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return all of them: RabbitMQ gives them to others at once. No IO."""

@@ -15,11 +15,12 @@ from typing import Any, cast
 
 from redis.exceptions import NoScriptError, ReadOnlyError
 
-from forwarder.brokers.leases import Death, Delivery
+from forwarder.brokers.leases import Death, Delivery, Waiting
 from forwarder.brokers.redis import scripts
 from forwarder.brokers.redis.dead_letters import letter_parts
 from forwarder.brokers.redis.grace import Grace
 from forwarder.brokers.redis.intake import TAKE_MAX, Take, Taken, lists_of, read_reply
+from forwarder.brokers.redis.messages import arrival_of
 from forwarder.brokers.redis.stock import StockLeftovers
 from forwarder.redis_batches import RedisBatches
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: Leases that one call of the script SWEEP gives back: no other client waits long for the server.
 SWEEP_MAX = 100
+#: Bytes of a waiting message that is looked into for its arrival time.
+LOOK_BYTES_MAX = 65536
 #: Seconds of one round in which further calls begin; renewals are due again soon after.
 SWEEP_S = 1.0
 
@@ -189,6 +192,15 @@ class RedisLeases:
                 for name in lists_of(queue):
                     pipeline.llen(name)
             return sum(pipeline.execute())
+
+    def backlog(self) -> Sequence[Waiting]:
+        """Return what waits in each queue, its lists of all priorities. Blocks for a round trip a queue."""
+        found = []
+        for queue in list(self._queues):
+            lists = self._run_script(scripts.LOOK, LOOK_BYTES_MAX, *lists_of(queue))
+            arrivals = (arrival_of(item) for _, item in lists if item)
+            found.append(Waiting(queue, sum(number for number, _ in lists), tuple(arrivals)))
+        return found
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return none: a lease outlives the connection."""

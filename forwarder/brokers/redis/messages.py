@@ -6,6 +6,7 @@ consumer's ordinary way for messages it refuses.
 
 from __future__ import annotations
 
+import base64
 import json
 import uuid
 from typing import Any
@@ -43,6 +44,19 @@ def envelope_of(one: Taken) -> dict[str, Any]:
         if one.task_id:
             payload["headers"]["id"] = one.task_id
     return payload
+
+
+def arrival_of(item: bytes) -> object:
+    """Return the arrival time that a waiting task's arguments carry, as it was written; None without one."""
+    try:
+        envelope = json.loads(item)
+        body = envelope["body"]
+        if envelope["properties"].get("body_encoding") == "base64":
+            body = base64.b64decode(body)
+        args, kwargs, _ = _loads(bytes_to_str(body))
+        return args[1] if len(args) > 1 else kwargs.get("arrival_timestamp")
+    except Exception:  # noqa: BLE001 - whatever shape the item has, it tells no time
+        return None
 
 
 def _loads(text: str) -> Any:

@@ -245,6 +245,18 @@ return {#tags, moved}
 """
 )
 
+#: ARGV: most bytes of an item, then lists. Returns {length, the item that is taken next} each; without an
+#: item or with a larger one {length, ''}.
+LOOK = """
+local found = {}
+for number = 2, #ARGV do
+    local item = redis.call('LINDEX', ARGV[number], -1) or ''
+    if #item > tonumber(ARGV[1]) then item = '' end
+    found[number - 1] = {redis.call('LLEN', ARGV[number]), item}
+end
+return found
+"""
+
 #: ARGV: dead letter list, entry, list it goes to, item. Returns 0 when the entry is no more there.
 REVIVE = """
 if not redis.call('LPOS', ARGV[1], ARGV[2], 'RANK', -1) then return 0 end

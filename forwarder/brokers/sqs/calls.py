@@ -46,6 +46,13 @@ class QueueCalls:
         messages: Sequence[RawMessage] = answer.get("Messages", [])
         return messages
 
+    def depth(self) -> int:
+        """Return about how many messages wait, those that are in flight or delayed not counted."""
+        answer = self._client().get_queue_attributes(
+            QueueUrl=self.queue_url, AttributeNames=["ApproximateNumberOfMessages"]
+        )
+        return int(answer["Attributes"]["ApproximateNumberOfMessages"])
+
     def send(self, messages: Sequence[Mapping[str, Any]]) -> Failed:
         """Put messages (as of ``copy_of``) into the queue."""
         return self._call("send_message_batch", messages)

@@ -14,7 +14,7 @@ from typing import Any
 
 from forwarder.aws_errors import describe, error_code
 from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER
-from forwarder.brokers.leases import Death, Delivery
+from forwarder.brokers.leases import Death, Delivery, Waiting
 from forwarder.brokers.sqs.calls import GONE, QueueCalls, sendable, tens
 from forwarder.brokers.sqs.dead_letters import DeadQueues
 from forwarder.brokers.sqs.deletes import DeleteBuffer, Uniform
@@ -230,6 +230,10 @@ class SqsLeases:
     def waiting(self) -> int:
         """Return how many the last poll asked for, if it brought so many: as many more may wait. No IO."""
         return self._waiting
+
+    def backlog(self) -> Sequence[Waiting]:
+        """Return about how many messages can be received. Blocks for a call."""
+        return [Waiting(self._queue, self._calls.depth())]
 
     def disconnected(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return none: a lease on SQS knows no connection."""

@@ -32,7 +32,8 @@ class Receiver(threading.Thread):
     ``slots`` returns how many messages the worker may hold and how many it
     holds. ``arrived`` is called with what came, in this thread. ``wanted`` says
     whether the worker still takes tasks; what comes after that is handed back.
-    A failing SQS is tried again, with a growing pause, for as long as that is so.
+    A failing SQS is tried again, with a growing pause, for as long as that is so;
+    ``answered`` is told after each poll whether it was answered.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Receiver(threading.Thread):
         slots: Callable[[], tuple[int, int]],
         arrived: Callable[[Sequence[RawMessage]], None],
         wanted: Callable[[], bool],
+        answered: Callable[[bool], object] = lambda answered: None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Uniform = random.uniform,
     ) -> None:
@@ -50,6 +52,7 @@ class Receiver(threading.Thread):
         self._slots = slots
         self._arrived = arrived
         self._worker_wants = wanted
+        self._answered = answered
         self._clock = clock
         self._uniform = uniform
         self._stopped = threading.Event()
@@ -64,10 +67,13 @@ class Receiver(threading.Thread):
                 messages = self._leases.fetch(number, self._wanted) if number else []
             except Exception as error:  # noqa: BLE001 - whatever it was, the worker must go on by itself
                 failed += 1
+                self._answered(False)
                 log.warning("receive_failed failures=%d error=%s", failed, describe(error))
                 self._loaded = False
                 self._stopped.wait(BACKOFF.wait_s(failed, self._uniform))
                 continue
+            if number:
+                self._answered(True)
             failed = 0
             self._loaded = bool(messages)
             if messages:

@@ -90,6 +90,7 @@ class BookedChannel(SQS.Channel):
             slots=self._slots,
             arrived=partial(self.connection.arrived, self, queue),
             wanted=_worker_goes_on,
+            answered=partial(setattr, book, "answered"),
         )
         self._receiver.start()
         return answer

@@ -121,7 +121,7 @@ OPERATION = (
         kinds.seconds(7 * 86400),
         "Seconds without a finished task, while tasks are in flight and the services are there, after which "
         "/livez is false: longer than the longest task.",
-        default_words="--task-timeout and 60 s more",
+        default_words="--input-timeout, --task-timeout, --retry-slot and --store-retry, and 60 s more",
     ),
     Spec(
         "log_format",

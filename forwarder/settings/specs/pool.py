@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from forwarder.settings import kinds
+from forwarder.settings.model import AUTO_SLOTS_MAX
 from forwarder.settings.spec import Spec
 
 POOL = (
@@ -65,6 +66,15 @@ POOL = (
         "Largest and smallest size of the pool; with it --concurrency has no effect. Prefork starts with MIN "
         "processes and grows as far as memory allows.",
         default_words="off",
+    ),
+    Spec(
+        "auto",
+        "--auto",
+        "FORWARDER_AUTO",
+        kinds.BOOLEAN,
+        "Measure the first tasks at work, choose MAX of --autoscale and --stage-above-bytes by them, and do "
+        "so again when sizes or times change fourfold. Never above the MAX that is given, never below MIN; "
+        f"without --autoscale these are {AUTO_SLOTS_MAX} and --concurrency.",
     ),
     Spec(
         "autoscale_step",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,11 @@ from celery import states
 from celery.exceptions import Reject
 from celery.worker import state
 from celery.worker.consumer import Consumer
+from celery.worker.consumer.consumer import Evloop
+from celery.worker.loops import asynloop, synloop
 
-from forwarder.brokers.consumer import REFUSAL_RETRY_S, ForwarderConsumer
+from forwarder.brokers import consumer as consumer_module
+from forwarder.brokers.consumer import REFUSAL_RETRY_S, TURN_S, ForwarderConsumer
 from forwarder.brokers.leases import Death, Delivery, LeaseBook
 from forwarder.forwarding.errors import ForwarderError
 from forwarder.forwarding.ports import PARDONS_MAX
@@ -101,6 +106,8 @@ class Scene:
             monkeypatch.setattr(Consumer, name, lambda *_, name=name: self.super_calls.append(name))
         consumer = object.__new__(ForwarderConsumer)
         consumer._book = self.book = LeaseBook(lambda: self.broker)  # type: ignore[arg-type, return-value]
+        self.refused: list[str] = []
+        self.book.refused = lambda delivery, code: self.refused.append(code)
         consumer._max_deliveries = MAX_DELIVERIES
         consumer._message_bytes_max = BYTES_MAX
         consumer._store = self.backend
@@ -261,6 +268,7 @@ def test_while_the_store_is_away_a_refused_message_keeps_its_lease(scene: Scene)
     scene.backend.down = True
     scene.receive(b"x" * (BYTES_MAX + 1))
     assert waits == [REFUSAL_RETRY_S] * 3
+    assert scene.refused == ["invalid_message"], "told once, for the numbers"
     assert scene.backend.stored == [("a", "invalid_message")]
     assert len(scene.broker.dead) == 1
     assert len(scene.book) == 0
@@ -272,6 +280,7 @@ def test_a_refused_message_that_is_handed_back_meanwhile_is_left_alone(scene: Sc
     scene.receive(b"x" * (BYTES_MAX + 1))
     assert len(scene.broker.handed_back) == 1
     assert scene.broker.dead == []
+    assert scene.refused == []
 
 
 @pytest.mark.parametrize("down", [True, False])
@@ -424,3 +433,102 @@ def test_brokers_that_are_asked_for_messages_keep_celerys_prefetch_count(scene: 
     scene.consumer.pushed = False
     scene.receive(b"x" * 100)
     assert kombu.calls == []
+
+
+class LoopBeat:
+    def __init__(self) -> None:
+        self.story: list[str] = []
+
+    def __call__(self) -> None:
+        self.story.append("turn")
+
+    def pause(self) -> None:
+        self.story.append("pause")
+
+
+@pytest.mark.parametrize("hub", [None, object()], ids=["gevent", "prefork"])
+def test_the_loop_that_ends_however_it_ends_is_not_to_be_missed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, hub: object
+) -> None:
+    def lose(*args: Any) -> None:
+        assert args == (1, 2)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(consumer_module, "asynloop" if hub else "synloop", lose)
+    scene.consumer._beat = beat = LoopBeat()
+    scene.consumer.hub = hub
+    with pytest.raises(ConnectionResetError):
+        scene.consumer.loop(1, 2)
+    assert beat.story == ["pause"]
+
+
+def test_the_event_loop_turns_the_beat_with_a_timer_of_its_own(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[tuple[float, Any]] = []
+    monkeypatch.setattr(Consumer, "register_with_event_loop", lambda *_: None)
+    scene.consumer._beat = beat = LoopBeat()
+    scene.consumer.register_with_event_loop(
+        SimpleNamespace(call_repeatedly=lambda *timer: timers.append(timer))
+    )
+    assert timers == [(TURN_S, beat)]
+    assert beat.story == ["turn"]
+
+
+def test_celerys_loops_are_still_run_and_told_of_in_the_same_places() -> None:
+    """``loop`` is set by Celery only where there is none, and each turn asks for what is pending."""
+    assert "hasattr(self, 'loop')" in inspect.getsource(Consumer.__init__)
+    assert "c.loop(*c.loop_args())" in inspect.getsource(Evloop.start)
+    turn = inspect.getsource(synloop).partition("def _loop_cycle")[2]
+    assert "perform_pending_operations()" in turn
+    assert "obj.register_with_event_loop(hub)" in inspect.getsource(asynloop)
+
+
+class Queues(dict[str, Any]):
+    """What Celery knows of queues."""
+
+    def add(self, queue: Any) -> None:
+        self[queue] = queue
+
+    def deselect(self, queues: list[str]) -> None:
+        for queue in queues:
+            del self[queue]
+
+
+def add_queue(scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> Queues:
+    """Let remote control add a queue, under the blocking loop; its broker may refuse it."""
+    queues = Queues()
+
+    def add_task_queue(consumer: Any, queue: str) -> None:
+        assert queue in queues, "Celery would declare it in its own way"
+        if error is not None:
+            raise error
+
+    consumer: Any = scene.consumer
+    monkeypatch.setattr(Consumer, "add_task_queue", add_task_queue)
+    consumer.app = SimpleNamespace(amqp=SimpleNamespace(queues=queues))
+    consumer._make_queue = lambda name: name
+    consumer.channel_errors = (LookupError,)
+    consumer.hub = None
+    consumer._pending_operations = deque()
+    consumer.call_soon(consumer.add_task_queue, "other", None, "direct", None)
+    return queues
+
+
+def test_a_queue_that_remote_control_adds_is_declared_as_the_others_are(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues = add_queue(scene, monkeypatch, None)
+    scene.consumer.perform_pending_operations()
+    assert list(queues) == ["other"]
+
+
+def test_a_queue_that_the_broker_refuses_is_forgotten_and_ends_the_loop_whose_channel_it_closed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery's blocking loop swallows the error and goes on with a closed channel."""
+    queues = add_queue(scene, monkeypatch, LookupError("refused"))
+    with pytest.raises(LookupError, match="refused"):
+        scene.consumer.perform_pending_operations()
+    assert not queues
+    scene.consumer.perform_pending_operations()

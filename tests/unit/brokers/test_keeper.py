@@ -172,3 +172,16 @@ def test_a_stopped_keeper_ends() -> None:
     keeper.stop()
     keeper.join(2.0)
     assert not keeper.is_alive()
+
+
+def test_who_watches_the_keeper_hears_of_each_round_and_of_failing_ones(kept: Kept) -> None:
+    turns: list[bool] = []
+    kept.keeper.turned = lambda: turns.append(kept.keeper.failing)
+    kept.keeper.round()
+    kept.broker.away = True
+    kept.keeper.round()
+    assert kept.keeper.failing
+    kept.broker.away = False
+    kept.keeper.round()
+    assert not kept.keeper.failing
+    assert turns == [False, False, True]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kombu.utils.json import dumps
 
 from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
 from forwarder.scaling.admission import Admission
@@ -244,3 +245,45 @@ def test_who_waits_for_room_is_woken_by_the_bytes_of_what_ends(book: LeaseBook) 
     assert not book.wait_room(4, 0.0)
     threading.Timer(0.01, book.settle, (delivery, Settlement.ACK)).start()
     assert book.wait_room(4, 10.0)
+
+
+def test_every_end_of_a_delivery_is_counted_once(book: LeaseBook, broker: Broker) -> None:
+    acked, lost, handed_back = (book.open(message(tag)) for tag in "123")
+    book.settle(acked, Settlement.ACK)
+    book.settle(acked, Settlement.ACK)
+    book.lose(lost)
+    book.hand_back([handed_back])
+    assert book.ended == 3
+
+
+def test_a_glance_shows_what_is_in_flight_while_somebody_holds_the_lock(book: LeaseBook) -> None:
+    delivery = book.open(SimpleNamespace(tag="1", headers={"id": "a"}, body=b"12345"))
+    seen: list[Any] = []
+    with book._changed:
+        looker = threading.Thread(target=lambda: seen.append(book.glance()))
+        looker.start()
+        looker.join(10)
+    assert seen == [([delivery], 5)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "begun", "early"),
+    [
+        (None, False, False),
+        (SimpleNamespace(time_start=None, eta=None), False, False),
+        (SimpleNamespace(time_start=None, eta="tomorrow"), False, True),
+        (SimpleNamespace(time_start=1.0, eta="yesterday"), True, False),
+    ],
+)
+def test_a_delivery_that_waits_for_its_moment_is_early(
+    book: LeaseBook, request_: object, begun: bool, early: bool
+) -> None:
+    delivery = book.open(message())
+    delivery.request = request_
+    assert (delivery.begun, delivery.early) == (begun, early)
+
+
+def test_the_book_can_stand_in_an_answer_of_remote_control() -> None:
+    """It is among the connection's options, all of which ``inspect stats`` tells."""
+    book = LeaseBook(lambda: None)  # type: ignore[arg-type,return-value]
+    assert dumps({"book": book}) == '{"book": "<LeaseBook>"}'

@@ -178,6 +178,12 @@ def _no_requests_left() -> Iterator[None]:
     assert not leaked, "Celery still counts the request as reserved or active"
 
 
+def test_a_slot_is_told_how_often_the_message_was_delivered_whatever_its_producer_wrote() -> None:
+    request = Scene(number=3, headers={"forwarder_deliveries": 99}).request
+    state.task_ready(request)
+    assert request.request_dict["forwarder_deliveries"] == 3
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -600,3 +606,13 @@ def test_a_task_that_has_ended_is_not_abandoned_any_more() -> None:
     scene.request.on_success((0, None, 0.1))
     scene.request.abandon(scene.pool)
     assert scene.pool.killed == []
+
+
+def test_nothing_that_celery_shows_of_a_task_has_its_payload() -> None:
+    """Its producer copied the payload into two headers, as Celery does."""
+    request = Scene(headers={"argsrepr": f"({SECRET},)", "kwargsrepr": SECRET}).request
+    state.task_ready(request)
+    shown = [request.info(), request.info(safe=False), request.argsrepr, request.kwargsrepr, repr(request)]
+    assert SECRET not in repr(shown)
+    # What a slot's tracer writes into its log beside an error.
+    assert SECRET not in request.request_dict["argsrepr"] + request.request_dict["kwargsrepr"]

@@ -53,7 +53,7 @@ def test_every_setting_is_shown_with_its_source() -> None:
 
 
 def test_warnings_follow_the_settings() -> None:
-    assert "warning: --http-port" in settings_table(resolve({"http_port": "80"}, {}, {}))
+    assert "warning: --sqs-wait" in settings_table(resolve({"sqs_wait_s": "5"}, {}, {}))
 
 
 def test_no_secret_is_shown() -> None:

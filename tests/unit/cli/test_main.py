@@ -13,7 +13,7 @@ import pytest
 import forwarder
 from forwarder.cli.main import main
 from forwarder.pool import PoolError
-from forwarder.settings import Settings
+from forwarder.settings import Resolved, Settings
 from forwarder.settings.table import SPECS
 
 
@@ -33,8 +33,8 @@ class Worker:
         self.settings: list[Settings] = []
         self.outcome: int | Exception = 0
 
-    def run(self, settings: Settings) -> int:
-        self.settings.append(settings)
+    def run(self, resolved: Resolved) -> int:
+        self.settings.append(resolved.settings)
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
@@ -107,8 +107,8 @@ def test_the_ancestors_whole_command_line_works(
 def test_warnings_are_said_before_the_worker_starts(
     worker: Worker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--http-port", "80"]) == 0
-    assert "not in effect yet" in capsys.readouterr().err
+    assert main(["--sqs-wait", "5"]) == 0
+    assert "the broker is not sqs://" in capsys.readouterr().err
 
 
 def test_the_workers_exit_code_is_the_programs(worker: Worker) -> None:

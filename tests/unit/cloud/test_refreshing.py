@@ -21,7 +21,6 @@ from forwarder.cloud.refreshing import (
     Built,
     RefreshingClient,
 )
-from forwarder.telemetry.metrics import ProcessMetrics
 
 START = 1_000_000.0
 HOUR_S = 3600.0
@@ -53,19 +52,15 @@ class Sts:
         return Built(f"client {number}", None if self.life_s is None else self.now + self.life_s)
 
 
-def clients_of(sts: Sts, metrics: ProcessMetrics | None = None) -> RefreshingClient[str]:
+def clients_of(sts: Sts) -> RefreshingClient[str]:
     return RefreshingClient(
-        service="firehose",
-        build=sts.build,
-        metrics=metrics or ProcessMetrics(),
-        clock=sts.clock,
-        uniform=lambda _low, high: high,
+        service="firehose", build=sts.build, clock=sts.clock, uniform=lambda _low, high: high
     )
 
 
 def test_a_thousand_records_of_a_hundred_threads_build_one_client() -> None:
-    sts, metrics = Sts(), ProcessMetrics()
-    clients = clients_of(sts, metrics)
+    sts = Sts()
+    clients = clients_of(sts)
     at_once = threading.Barrier(100)
 
     def ten_records(_: int) -> list[str]:
@@ -77,7 +72,6 @@ def test_a_thousand_records_of_a_hundred_threads_build_one_client() -> None:
 
     assert used == ["client 1"] * 1000
     assert sts.calls == 1
-    assert metrics.value("forwarder_aws_client_builds_total", service="firehose") == 1
 
 
 def test_a_hundred_greenlets_build_one_client_while_the_build_waits_for_sts() -> None:
@@ -85,7 +79,6 @@ def test_a_hundred_greenlets_build_one_client_while_the_build_waits_for_sts() ->
         from gevent import monkey; monkey.patch_all()
         import gevent, time
         from forwarder.cloud.refreshing import Built, RefreshingClient
-        from forwarder.telemetry.metrics import ProcessMetrics
 
         calls = []
         def build():
@@ -93,7 +86,7 @@ def test_a_hundred_greenlets_build_one_client_while_the_build_waits_for_sts() ->
             time.sleep(0.05)  # yields, as a call to STS does
             return Built(object(), time.time() + 3600)
 
-        clients = RefreshingClient(service="firehose", build=build, metrics=ProcessMetrics())
+        clients = RefreshingClient(service="firehose", build=build)
         def ten_records():
             used = []
             for _ in range(10):

@@ -9,10 +9,12 @@ from typing import Any
 import boto3
 import pytest
 from botocore.awsrequest import AWSResponse
+from botocore.compat import HTTPHeaders
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 
 from forwarder.cloud.session import AwsSession, firehose_client_builder, s3_client
+from forwarder.telemetry.metrics import ProcessMetrics
 
 EXPIRY = datetime(2030, 1, 1, tzinfo=UTC)
 CREDENTIALS = {
@@ -90,6 +92,30 @@ def test_a_client_has_the_pool_the_timeouts_and_the_attempts_it_was_asked_for() 
     assert config.retries == {"mode": "standard", "total_max_attempts": 1}
     assert (config.connect_timeout, config.read_timeout) == (5.0, 20.0)
     assert AwsSession().client("sqs", read_timeout_s=4.5).meta.config.read_timeout == 4.5
+
+
+@pytest.mark.usefixtures("aws")
+def test_every_try_of_every_client_is_counted_and_sent_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``before-send`` is sent once a try, and its documentation is botocore's source."""
+    metrics = ProcessMetrics()
+    client = AwsSession(metrics=metrics).client("sqs", max_attempts=2)
+    raw: Any = SimpleNamespace(stream=lambda: iter([b"{}"]))
+    busy = AWSResponse("http://x", 503, HTTPHeaders(), raw)
+    sent: list[str] = []
+
+    def answer(event_name: str, **_: object) -> AWSResponse:
+        sent.append(event_name)
+        return busy
+
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    client.meta.events.register("before-send.sqs", answer)
+    with pytest.raises(client.exceptions.ClientError):
+        client.get_queue_attributes(QueueUrl="http://127.0.0.1:1/q")
+    assert len(sent) == 2
+    assert metrics.snapshot() == {
+        "forwarder_aws_client_builds_total{service=sqs}": 1,
+        "forwarder_aws_calls_total{service=sqs,operation=GetQueueAttributes}": 2,
+    }
 
 
 @pytest.mark.usefixtures("aws")

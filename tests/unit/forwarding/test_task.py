@@ -114,8 +114,9 @@ class Scene:
         }
         headers = {"forwarder_queue": "q", **request_headers}
         request = {"id": "t1", "retries": retries, "delivery_info": info, **headers}
-        tracer = build_tracer(self.task.name, self.task, app=self.app)
-        return tracer("t1", list(args), kwargs or {}, request)
+        task: Any = self.task
+        task.__trace__ = build_tracer(task.name, task, app=self.app)
+        return task.__trace__("t1", list(args), kwargs or {}, request)
 
 
 def test_hooks_run_after_the_result_is_stored() -> None:

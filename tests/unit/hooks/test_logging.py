@@ -24,7 +24,6 @@ from forwarder.forwarding.ports import Completion
 from forwarder.hooks.errors import HookError
 from forwarder.hooks.logging import TRIES_MAX, FirehoseHook, Verdict, judge
 from forwarder.settings.model import EndpointIdentity
-from forwarder.telemetry.metrics import ProcessMetrics
 
 COMPLETION = Completion(task_id="t-1", payload={"args": 1}, response={"result": 2}, succeeded=True)
 
@@ -215,7 +214,6 @@ class Outage:
         self.clients = RefreshingClient(
             service="firehose",
             build=self.build,
-            metrics=ProcessMetrics(),
             clock=lambda: self.now,
             uniform=self.uniform,
         )

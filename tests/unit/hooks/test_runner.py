@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
@@ -42,12 +43,31 @@ def test_every_hook_runs_and_is_counted_whatever_the_others_do() -> None:
     hooks = [FakeHook("a"), FakeHook("b", ValueError("secret")), FakeHook("c", False), FakeHook("d")]
     HookRunner(hooks=hooks, metrics=metrics).run(COMPLETION)
     assert [hook.delivered for hook in hooks] == [[COMPLETION]] * 4
-    assert metrics.snapshot() == {
+    counted = {name: number for name, number in metrics.snapshot().items() if "total" in name}
+    assert counted == {
         "forwarder_hook_total{hook=a,outcome=ok}": 1,
         "forwarder_hook_total{hook=b,outcome=failed}": 1,
         "forwarder_hook_total{hook=c,outcome=skipped}": 1,
         "forwarder_hook_total{hook=d,outcome=ok}": 1,
     }
+
+
+@pytest.mark.parametrize("ending", [None, ValueError(), Killed()])
+def test_the_backlog_has_what_waits_or_runs_and_nothing_once_it_is_over(ending: BaseException | None) -> None:
+    metrics = ProcessMetrics()
+    seen = []
+
+    class Looks(FakeHook):
+        def deliver(self, completion: Completion) -> bool:
+            seen.append([metrics.value("forwarder_hook_backlog", hook=hook) for hook in "abc"])
+            return super().deliver(completion)
+
+    hooks = [Looks("a"), Looks("b", ending or True), Looks("c")]
+    with contextlib.suppress(Killed):
+        HookRunner(hooks=hooks, metrics=metrics).run(COMPLETION)
+    assert seen == [[1, 1, 1], [0, 1, 1], [0, 0, 1]][: len(seen)]
+    assert len(seen) == (2 if isinstance(ending, Killed) else 3)
+    assert [metrics.value("forwarder_hook_backlog", hook=hook) for hook in "abc"] == [0, 0, 0]
 
 
 def test_a_failure_is_logged_with_our_own_words_only(caplog: pytest.LogCaptureFixture) -> None:

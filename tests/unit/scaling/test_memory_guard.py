@@ -136,3 +136,11 @@ def test_an_error_in_the_tick_does_not_end_the_guard(
     scene.rounds(3)
     assert scene.admission.open_slots == 5
     assert lines(caplog) == ["memory_soft_limit_passed", "memory_guard_failed"]
+
+
+def test_who_watches_the_guard_hears_of_each_round() -> None:
+    scene = Scene()
+    turns: list[int] = []
+    scene.guard.turned = lambda: turns.append(1)
+    scene.rounds(3)
+    assert len(turns) == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forwarder.settings import SettingsError, resolve
-from forwarder.settings.coherence import ENDING_S, NOT_IN_EFFECT, SQS_HELD_S_MAX
+from forwarder.settings.coherence import ENDING_S, SQS_HELD_S_MAX
 
 SQS = {"broker_url": "sqs://", "sqs_url": "https://host/1/name"}
 
@@ -53,6 +53,8 @@ def test_settings_that_can_not_work_together_are_refused(flags: dict[str, str], 
         {"result_expires_s": "1", "result_backend": "s3://bucket/"},  # S3 expires nothing by itself
         {"result_expires_s": "1", "broker_url": "amqp://host//"},
         {"input_schemes": "s3"},
+        {"http_port": "8080"},
+        {"live_stall_s": "60"},
         {"stage_bytes_max": "20", "input_bytes_max": "10", "destination_bytes_max": "10"},
     ],
 )
@@ -81,22 +83,6 @@ def test_settings_that_fit_give_no_warning(flags: dict[str, str]) -> None:
 def test_what_is_pointless_or_risky_gives_one_warning(flags: dict[str, str], words: str) -> None:
     (warning,) = resolve(flags, {}, {}).warnings
     assert words in warning
-
-
-@pytest.mark.parametrize(
-    ("field", "text"),
-    [
-        ("http_port", "8080"),
-    ],
-)
-def test_a_setting_of_a_later_version_says_that_it_does_nothing_yet(field: str, text: str) -> None:
-    assert field in NOT_IN_EFFECT
-    (warning,) = resolve({field: text}, {}, {}).warnings
-    assert "not in effect yet" in warning
-
-
-def test_the_default_of_such_a_setting_is_no_reason_to_warn() -> None:
-    assert resolve({"http_port": "0", "memory_limit_mb": ""}, {}, {}).warnings == ()
 
 
 def test_a_drain_that_does_not_fit_is_refused_with_the_longest_that_does() -> None:

@@ -89,6 +89,7 @@ GOOD: dict[str, list[tuple[str, Any]]] = {
     "endpoint_bundle_id": [("bun_1", "bun_1")],
     "endpoint_labels": [('{"team": "search"}', {"team": "search"}), ("", {})],
     "endpoint_user_id": [("user", "user")],
+    "auto": [("true", True)],
     "http_port": [("8080", 8080)],
     "http_host": [("127.0.0.1", "127.0.0.1"), ("::", "::")],
     "live_stall_s": [("90", 90.0)],
@@ -100,6 +101,22 @@ CASES = [(field, text, value) for field, pairs in GOOD.items() for text, value i
 
 def test_every_setting_has_a_value_that_works() -> None:
     assert set(GOOD) == set(BY_FIELD)
+
+
+@pytest.mark.parametrize(
+    ("flags", "bounds", "source"),
+    [
+        ({"auto": "true"}, (128, 4), "--auto"),
+        ({"auto": "true", "concurrency": "300"}, (300, 300), "--auto"),
+        ({"auto": "true", "autoscale": "9,3"}, (9, 3), "flag --autoscale"),
+        ({"auto": "false"}, None, "default"),
+    ],
+)
+def test_auto_scales_from_the_operators_own_number(
+    flags: dict[str, str], bounds: tuple[int, int] | None, source: str
+) -> None:
+    resolved = resolve(flags, {}, {})
+    assert (resolved.settings.autoscale, resolved.sources["autoscale"]) == (bounds, source)
 
 
 @pytest.mark.parametrize(("field", "text", "value"), CASES)

@@ -69,6 +69,7 @@ WRONG: dict[str, list[str]] = {
     "drain_timeout_s": [*DURATIONS, "0", ""],
     "termination_grace_s": [*DURATIONS, "0"],
     "autoscale": ["4", "2,4", "4,0", "a,b", "4,2,1", "-4,-5", "4;2"],
+    "auto": [*BOOLEANS, ""],
     "autoscale_step": [*NUMBERS, "0", "10001"],
     "autoscale_idle_s": [*DURATIONS, "0", ""],
     "memory_low_percent": [*NUMBERS, "0", "101"],

@@ -13,6 +13,7 @@ from forwarder.forwarding.ports import StagedBody
 from forwarder.staging.folder import StagingFolder, StagingFull
 from forwarder.staging.spool import STEP_BYTES, NotStaged
 from forwarder.staging.staging import Staging
+from forwarder.staging.threshold import Threshold
 from tests.unit.staging.remotes import FakeSource
 
 URL = "s3://bucket/key"
@@ -39,13 +40,14 @@ class Bench:
             monotonic=lambda: self.now,
             sleep=self._sleep,
         )
+        self.threshold = Threshold(1000)
         self.staging = self.another()
 
     def another(self) -> Staging:
         return Staging(
             folder=self.folder,
             sources={"s3": self.source},
-            above_bytes=1000,
+            threshold=self.threshold,
             input_bytes_max=400_000,
             answer_bytes_max=2 * STEP_BYTES,
             timeout_s=60.0,
@@ -92,6 +94,27 @@ def test_a_large_object_is_a_file_for_as_long_as_its_task_runs(
         assert body.size_bytes == len(LARGE)
         assert bench.source.connections == 0
     assert bench.files() == []
+
+
+@pytest.mark.parametrize("then", [0, 10**9])
+def test_a_threshold_that_moves_while_an_object_is_read_cuts_nothing_off(bench: Bench, then: int) -> None:
+    bench.source.says_size = False
+
+    def move() -> None:
+        bench.threshold.bytes = then
+
+    bench.source.on_read = move
+    assert bench.fetch() == LARGE
+
+
+def test_what_was_read_is_told_to_the_threshold(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(bench.threshold, "saw", seen.append)
+    bench.fetch()
+    bench.source.content = b"small"
+    with bench.staging.fetch(URL):
+        pass
+    assert seen == [len(LARGE), 5]
 
 
 def test_an_object_past_the_bound_takes_no_room(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Log lines and counters."""
+"""Log lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer.consumer import CANCEL_TASKS_BY_DEFAULT  # type: ignore[attr-defined]
 
 from forwarder.telemetry.logs import QUIETED, OneLine, configure
-from forwarder.telemetry.metrics import ProcessMetrics
 
 
 def record(message: str) -> logging.LogRecord:
@@ -53,6 +52,7 @@ def configured() -> Iterator[None]:
         logging.getLogger(name).setLevel(before)
     logging.logThreads, logging.logMultiprocessing = switches
     logging._srcfile = source
+    logging.captureWarnings(False)
 
 
 def test_a_line_does_not_ask_for_its_thread_which_under_gevent_is_made_for_it(configured: None) -> None:
@@ -76,21 +76,3 @@ def test_what_celery_announces_for_a_later_version_is_not_logged_at_each_lost_co
     log = logging.getLogger("py.warnings")
     assert not log.filter(record(announced))
     assert log.filter(record(other))
-
-
-def test_counters_and_sums_are_kept_by_label() -> None:
-    metrics = ProcessMetrics()
-    metrics.count("tasks", queue="a")
-    metrics.count("tasks", 2, queue="a")
-    metrics.count("calls", kind="x", queue="a")
-    metrics.count("calls", queue="a", kind="x")
-    metrics.observe("seconds", 1.5)
-    metrics.observe("seconds", 0.5)
-    assert metrics.value("tasks", queue="a") == 3
-    assert metrics.value("tasks", queue="b") == 0
-    assert metrics.snapshot() == {
-        "tasks{queue=a}": 3,
-        "calls{kind=x,queue=a}": 2,
-        "seconds_count": 2,
-        "seconds_sum": 2.0,
-    }

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import NotFound
 
 from forwarder.brokers.amqp.leases import AmqpLeases
 from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER
-from forwarder.brokers.leases import Death, Delivery
+from forwarder.brokers.leases import Death, Delivery, Waiting
 
 DEATH = Death(
     code="dead_lettered", error="too often", queue="q", deliveries=6, at="2030-01-01T00:00:00+00:00"
@@ -50,6 +51,13 @@ class FakeCopies:
             raise TimeoutError("hunter2")
         self.made.append((queue, headers, options))
 
+    def waiting(self, queue: str) -> int:
+        if queue == "new":
+            raise NotFound(queue)
+        if self.fails:
+            raise TimeoutError("hunter2")
+        return 7
+
     def close(self) -> None:
         self.closed = True
 
@@ -84,6 +92,14 @@ def message(
 def take(leases: AmqpLeases, received: Any) -> Delivery:
     assert not leases.recount(received)
     return leases.receive(received)
+
+
+def test_the_backlog_has_each_queue_there_is(copies: FakeCopies) -> None:
+    leases = AmqpLeases(copies=copies, queues=("new", "q"))  # type: ignore[arg-type]
+    assert leases.backlog() == [Waiting("q", 7)]
+    copies.fails = True
+    with pytest.raises(TimeoutError):
+        leases.backlog()
 
 
 def test_a_first_delivery_is_number_one(leases: AmqpLeases, channel: Channel, copies: FakeCopies) -> None:

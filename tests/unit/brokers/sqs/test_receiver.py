@@ -26,11 +26,13 @@ class Scene:
         self.polls_left = 1
         self.waits: list[float] = []
         self.arrived: list[RawMessage] = []
+        self.answered: list[bool] = []
         self.receiver = Receiver(
             leases=self.leases,
             slots=lambda: (self.most, self.held),
             arrived=self._arrive,
             wanted=lambda: len(self.sqs.named("receive_message")) < self.polls_left,
+            answered=self.answered.append,
             clock=self.clock,
             uniform=lambda low, high: high,
         )
@@ -115,6 +117,14 @@ def test_a_failing_sqs_is_asked_again_with_a_growing_pause(monkeypatch: pytest.M
     monkeypatch.setattr(scene.receiver._stopped, "wait", _note(pauses))
     scene.poll(loaded=False)
     assert pauses == [1.0, 2.0, 4.0, 8.0]
+    assert scene.answered == [False] * 4
+
+
+def test_every_answer_is_told_also_one_without_a_message() -> None:
+    scene = Scene(most=2)
+    scene.polls_left = 2
+    scene.poll(loaded=False)
+    assert scene.answered == [True, True]
 
 
 def test_a_stopped_receiver_polls_no_more_and_hands_back_what_the_last_poll_brings(
