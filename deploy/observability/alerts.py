@@ -9,6 +9,9 @@ from typing import Literal
 SCOPE = "namespace, job"
 FAILED = 'outcome!~"success|requeued"'
 MONITOR_FAILED = "!outcome:success,!outcome:requeued"
+#: Errors that are a task's answer: 503 and 529 are busy, and asked again.
+ANSWERED_5XX = 'status=~"5..", status!~"503|529"'
+MONITOR_5XX = "status:5*,!status:503,!status:529"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,11 +151,12 @@ ALERTS = (
         severity="warning",
         entry="messages-are-given-up",
         held="0m",
-        # A counter that begins at 1 never rose: what was not there 15 minutes ago counts whole.
+        # A counter that begins at 1 never rose: what was not there before these 15 minutes counts
+        # whole. "Before" is a day, so that what Prometheus did not see for a while isn't new.
         prometheus=(
             f'sum by ({SCOPE}, queue) (increase(forwarder_deliveries_total{{kind="dead"}}[15m])) > 0'
             f' or sum by ({SCOPE}, queue) (forwarder_deliveries_total{{kind="dead"}}'
-            ' unless forwarder_deliveries_total{kind="dead"} offset 15m) > 0'
+            ' unless last_over_time(forwarder_deliveries_total{kind="dead"}[1d] offset 15m)) > 0'
         ),
         datadog="sum(last_15m):sum:forwarder.deliveries{kind:dead} by {service,queue}.as_count() > 0",
         advice="They are in the dead letters with the reason, and wait for somebody to decide.",
@@ -180,11 +184,11 @@ ALERTS = (
         entry="the-inference-server-answers-with-errors",
         held="10m",
         prometheus=(
-            f'sum by ({SCOPE}) (rate(forwarder_inference_seconds_count{{status=~"5.."}}[10m]))'
+            f"sum by ({SCOPE}) (rate(forwarder_inference_seconds_count{{{ANSWERED_5XX}}}[10m]))"
             f" / sum by ({SCOPE}) (rate(forwarder_inference_seconds_count[10m])) > 0.05"
         ),
         datadog=(
-            "sum(last_10m):count:forwarder.inference_seconds{status:5*} by {service}.as_count()"
+            f"sum(last_10m):count:forwarder.inference_seconds{{{MONITOR_5XX}}} by {{service}}.as_count()"
             " / count:forwarder.inference_seconds{*} by {service}.as_count() > 0.05"
         ),
         advice="The tasks succeed, with that status in their results: only their senders see it.",
@@ -212,12 +216,13 @@ ALERTS = (
         entry="hooks-hold-the-slots",
         held="15m",
         prometheus=(
-            f"sum by ({SCOPE}, instance) (forwarder_hook_backlog)"
+            # Not the sum: a task whose first hook runs is in the backlog of the second, too.
+            f"max by ({SCOPE}, instance) (forwarder_hook_backlog)"
             f" > 0.5 * sum by ({SCOPE}, instance) (forwarder_concurrency_limit)"
         ),
         datadog=(
-            "min(last_15m):sum:forwarder.hook_backlog{*} by {host}"
-            " / sum:forwarder.concurrency_limit{*} by {host} > 0.5"
+            "min(last_15m):max:forwarder.hook_backlog{*} by {host}"
+            " / max:forwarder.concurrency_limit{*} by {host} > 0.5"
         ),
         advice="Half of a worker's slots wait for a hook's receiver, not for the model.",
     ),

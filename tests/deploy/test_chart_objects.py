@@ -13,6 +13,7 @@ import yaml
 from forwarder import __version__
 from forwarder.settings.redact import hidden, without_password
 from forwarder.settings.table import SPECS
+from forwarder.telemetry.dogstatsd import make_client
 from tests.deploy.charts import (
     ALONE,
     CASES,
@@ -138,6 +139,32 @@ def test_a_node_can_be_drained_whatever_the_pods_state(rendered: list[Object]) -
     for budget in of_kind(rendered, "PodDisruptionBudget"):
         assert "minAvailable" not in budget["spec"]
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_a_strategy_without_surge_takes_nothing_of_the_defaults(helm: Helm) -> None:
+    """Kubernetes refuses a Recreate that has a rollingUpdate."""
+    (deployment,) = of_kind(helm.render({**ALONE, "strategy": {"type": "Recreate"}}), "Deployment")
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_datadogs_tags_are_text_whatever_they_look_like(helm: Helm) -> None:
+    objects = helm.render({**ALONE, "datadog": {"enabled": True, "env": "1", "service": "2026"}})
+    (deployment,) = of_kind(objects, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert labels["tags.datadoghq.com/env"] == "1"
+    assert labels["tags.datadoghq.com/service"] == "2026"
+
+
+def test_gauges_of_two_pods_on_a_node_are_told_apart(helm: Helm, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = worker_of(helm.render({**ALONE, "datadog": {"enabled": True}}))["env"]
+    names = [entry["name"] for entry in env]
+    assert names.index("POD_NAME") < names.index("DATADOG_TAGS"), "Kubernetes replaces what stands before"
+    value = next(entry["value"] for entry in env if entry["name"] == "DATADOG_TAGS")
+    for pod in ("a", "b"):
+        monkeypatch.setenv("DATADOG_TAGS", value.replace("$(POD_NAME)", pod))
+        client = make_client()
+        assert client is not None
+        assert f"pod_name:{pod}" in client.constant_tags
 
 
 def test_datadogs_tags_are_labels_and_variables(helm: Helm) -> None:

@@ -77,6 +77,8 @@ def test_on_redis_the_lists_of_priorities_are_kombus(helm: Helm) -> None:
         ("redis://redis:6379/3", "redis:6379", "3", "false"),
         ("rediss://redis:6380/12", "redis:6380", "12", "true"),
         ("redis://redis:6379", "redis:6379", "0", "false"),
+        ("rediss://redis", "redis:6379", "0", "true"),  # KEDA knows no default of the port
+        ("redis://[fd00::1]/2", "[fd00::1]:6379", "2", "false"),
     ],
 )
 def test_on_redis_the_server_is_the_brokers(

@@ -63,6 +63,7 @@ REFUSED: list[tuple[str, Values, Values]] = [
     ("/healthUrl", ALONE, {"healthUrl": "http://localhost:5005/readyz"}),
     ("/scaling/kind", ALONE, {"scaling": {"kind": "both"}}),
     ("/scaling/minReplicas", ALONE, {"scaling": {"kind": "hpa", "minReplicas": 0}}),
+    ("/podDisruptionBudget/maxUnavailable", ALONE, {"podDisruptionBudget": {"maxUnavailable": "0%"}}),
     ("/aws/region", merged(SQS, KEDA), {"aws": {"region": ""}}),
     ("/scaling/redis/address", merged(ALONE, KEDA), {"broker": {"url": ""}, "existingSecret": "urls"}),
     ("/scaling/authentication", merged(RABBITMQ, KEDA), {}),

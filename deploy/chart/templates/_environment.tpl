@@ -34,7 +34,10 @@
 {{- end }}
 {{- end -}}
 
-{{/* The agent is a daemon on each node; its tags come from the pod's labels. */}}
+{{/*
+The agent is a daemon on each node; its tags come from the pod's labels. By default it adds none that tells two
+pods of a Deployment apart, and would keep only one of their gauges: so the worker names its pod itself.
+*/}}
 {{- define "forwarder.datadogEnvironment" -}}
 - name: DD_AGENT_HOST
   valueFrom: {fieldRef: {fieldPath: status.hostIP}}
@@ -42,6 +45,10 @@
 - name: FORWARDER_DDTRACE
   value: "1"
 {{- end }}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: DATADOG_TAGS
+  value: pod_name:$(POD_NAME)
 - name: DD_ENTITY_ID
   valueFrom: {fieldRef: {fieldPath: metadata.uid}}
 - name: DD_SERVICE

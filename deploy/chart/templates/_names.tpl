@@ -24,10 +24,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* Datadog's unified service tags, where its admission and its agent look for them. */}}
 {{- define "forwarder.datadogLabels" -}}
 {{- if .Values.datadog.enabled -}}
-tags.datadoghq.com/service: {{ .Values.datadog.service | default (include "forwarder.name" .) }}
+tags.datadoghq.com/service: {{ .Values.datadog.service | default (include "forwarder.name" .) | quote }}
 tags.datadoghq.com/version: {{ include "forwarder.version" . | quote }}
 {{- with .Values.datadog.env }}
-tags.datadoghq.com/env: {{ . }}
+tags.datadoghq.com/env: {{ . | quote }}
 {{- end }}
 {{- end -}}
 {{- end -}}

@@ -19,7 +19,7 @@ databaseIndex: {{ .Values.scaling.redis.database | quote }}
 enableTLS: {{ .Values.scaling.redis.tls | quote }}
 {{- else -}}
 {{- $url := urlParse .Values.broker.url -}}
-address: {{ $url.host }}
+address: {{ contains ":" (regexReplaceAll "^\\[.*\\]" $url.host "") | ternary $url.host (printf "%s:6379" $url.host) | quote }}
 databaseIndex: {{ trimPrefix "/" $url.path | default "0" | quote }}
 enableTLS: {{ eq $url.scheme "rediss" | quote }}
 {{- end -}}
