@@ -21,7 +21,11 @@ from forwarder.settings.table import BY_FIELD
 from forwarder.telemetry import status
 from forwarder.telemetry.exchange import Answer, Route, as_json
 from forwarder.telemetry.http import HttpServer, listen
+from forwarder.telemetry.prometheus import CONTENT_TYPE
 from forwarder.watch import Watch
+
+#: The page while the worker waits for its inference server: a model that never comes must be seen.
+WAITING = b'forwarder_dependency_up{dependency="inference"} 0\nforwarder_live 1\n'
 
 
 class Numbers(Protocol):
@@ -110,7 +114,7 @@ class Endpoints:
 
     def _metrics(self) -> Answer:
         if self.running is None:
-            return Answer(b"")
+            return Answer(WAITING, content_type=CONTENT_TYPE)
         page, content_type = self.running.numbers.render()
         return Answer(page, content_type=content_type)
 

@@ -73,13 +73,9 @@ class Telemetry:
         counters = [(cell.series, float(cell.value)) for cell in self._metrics.sums("counter")]
         return counters + self._gauges.read()
 
-    def waiting(self, queues: Collection[str]) -> int:
-        """Return how many messages waited in these at the last look, 0 where nobody tells. Never blocks."""
-        return sum(
-            int(reading.value)
-            for reading in self._backlog.readings()
-            if reading.name == "forwarder_queue_depth" and reading.labels["queue"] in queues
-        )
+    def waiting_age_s(self, queues: Collection[str]) -> float | None:
+        """Return how old the last look is, where it saw messages wait in one of these. Never blocks."""
+        return self._backlog.waiting_age_s(queues)
 
     def start(self) -> None:
         """Begin to listen to the children, look at the queues and feed the agent; before the first fork."""
@@ -90,7 +86,7 @@ class Telemetry:
             self._feed.start()
 
     def stop(self) -> None:
-        """Take in and send on what came last, once no task runs any more. Blocks for 3 s at most."""
+        """Take in and send on what came last, once no task runs any more. Blocks for 4 s at most."""
         self._backlog.stop()
         if self._pipe is not None:
             self._pipe.stop()

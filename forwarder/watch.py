@@ -39,8 +39,8 @@ class Watch:
     """Beats of the worker's loops and threads, and what they and its services come to.
 
     ``loop`` is the consumer's beat. ``retries`` returns how often the consumer has tried
-    in vain to connect, since it was connected last; ``waiting`` how many messages wait in
-    the queues that are consumed, 0 where that isn't known. Neither blocks.
+    in vain to connect, since it was connected last; ``waiting_age_s`` how old the look is that
+    saw messages wait in the queues that are consumed, None where it saw none. Neither blocks.
     """
 
     def __init__(
@@ -51,13 +51,14 @@ class Watch:
         keeper: LeaseKeeper,
         draining: Callable[[], bool],
         retries: Callable[[], int],
-        waiting: Callable[[], int],
+        waiting_age_s: Callable[[], float | None],
         loop: Beat,
     ) -> None:
         self._book = book
         self._keeper = keeper
         self._retries = retries
-        self._waiting = waiting
+        self._draining = draining
+        self._waiting_age_s = waiting_age_s
         self._is_green = settings.pool == "gevent"
         self.loop = loop
         self.hub = Beat("hub", every_s=HUB_EVERY_S, still_s=LOOP_STILL_S)
@@ -67,7 +68,7 @@ class Watch:
             beats=(self.loop, self.hub, self.leases, self.memory),
             progress=Progress(
                 ended=lambda: book.ended,
-                busy=self._busy,
+                work_age_s=self._work_age_s,
                 stall_s=settings.live_stall_s or held_s(settings) + STALL_SPARE_S,
             ),
             draining=draining,
@@ -112,12 +113,13 @@ class Watch:
 
     def _broker_up(self) -> bool:
         """Return whether the consumer has its connection, renewals succeed and polls are answered."""
-        connected = self.loop.turning or (self.starting and not self._retries())
+        # A drain ends gevent's loop, and leases are renewed all the same.
+        connected = self.loop.turning or self._draining() or (self.starting and not self._retries())
         return connected and self._book.answered and not self._keeper.failing
 
-    def _busy(self) -> bool:
-        """Return whether there is work that could end, with the services there that it needs."""
+    def _work_age_s(self) -> float | None:
+        """Return how old the knowledge is of work that could end, with the services there that it needs."""
         if not self.loop.turning or not self._broker_up() or not self.readiness.inference_up:
-            return False
+            return None
         held, _ = self._book.glance()
-        return any(not delivery.early for delivery in held) or self._waiting() > 0
+        return 0.0 if any(not delivery.early for delivery in held) else self._waiting_age_s()

@@ -168,7 +168,7 @@ def _observe(
         loop=worker.app.conf.forwarder_loop_beat,
         draining=lambda: worker.drain.begun,
         retries=lambda: worker.consumer.broker_connection_retry_attempt,
-        waiting=lambda: telemetry.waiting(worker.consumed),
+        waiting_age_s=lambda: telemetry.waiting_age_s(worker.consumed),
     )
     composition.gauges.add(watch.readings)
     telemetry.start()

@@ -105,6 +105,15 @@ class Delivery:
         """Return whether it is held until a moment that its sender named (ETA)."""
         return not self.begun and self.request is not None and self.request.eta is not None
 
+    @property
+    def slot_s(self) -> float | None:
+        """Return the monotonic time from which it has filled a slot, None while it is held until its ETA."""
+        if self.request is None or self.request.eta is None:
+            return self.taken_s
+        if not self.begun:
+            return None
+        return time.monotonic() - (time.time() - float(self.request.time_start))
+
     def death(self, code: str, error: str) -> Death:
         """Return the reason to put this delivery aside, as of now."""
         return Death(

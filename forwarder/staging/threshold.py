@@ -25,7 +25,7 @@ class Threshold:
     """The bytes above which a body goes by way of the disk.
 
     With ``follows`` it is chosen anew by each ``INPUTS`` inputs of this process, and is
-    ``default`` where one of them is too large for memory.
+    ``default`` where one of them is too large for memory. Never less: answers go by it, too.
     """
 
     def __init__(self, default: int, *, follows: bool = False) -> None:
@@ -42,7 +42,7 @@ class Threshold:
         if len(self._sizes) < INPUTS:
             return
         sizes, self._sizes = self._sizes, []
-        before, self.bytes = self.bytes, above_for(sizes, default=self._default)
+        before, self.bytes = self.bytes, max(self._default, above_for(sizes, default=self._default))
         if self.bytes != before:
             log.info(
                 "auto_staging above_bytes=%d before=%d largest=%d of=%d",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -86,3 +86,10 @@ class Backlog(threading.Thread):
             yield Reading("forwarder_queue_depth", queue.depth, {"queue": queue.queue})
             if queue.oldest_s is not None:
                 yield Reading("forwarder_queue_oldest_seconds", queue.oldest_s, {"queue": queue.queue})
+
+    def waiting_age_s(self, queues: Collection[str]) -> float | None:
+        """Return how old the last look is, where it saw messages wait in one of these. Does not block."""
+        seen = self._seen
+        if seen is None or not any(each.depth > 0 and each.queue in queues for each in seen[1]):
+            return None
+        return self._monotonic() - seen[0]

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 #: Measurements of one histogram that one message carries: with them it fits into a write of the pipe.
 SAMPLES_MAX = 100
-#: Seconds in which the main process has read what its last children wrote.
+#: Seconds for room in the pipe, and then for what the last children wrote to be read.
 LAST_READ_S = 1.0
 READ_BYTES = 65536
 
@@ -72,17 +72,13 @@ class ChildPipe:
 
     def levels(self) -> Counter[Series]:
         """Return what goes on in the living children, added up. Blocks for a look at /proc."""
-        alive = self._alive()
         total = Counter[Series]()
-        for pid, levels in self._levels.copy().items():
-            if pid in alive:
-                total.update(levels)
-            else:
-                self._levels.pop(pid, None)
+        for levels in self._of_the_living().values():
+            total.update(levels.copy())  # the reader may add to it meanwhile
         return total
 
     def stop(self) -> None:
-        """Read what the children have written, and no more. Blocks for ``LAST_READ_S`` at most."""
+        """Read what the children have written, and no more. Blocks for twice ``LAST_READ_S`` at most."""
         if self._reader.is_alive():
             select.select([], [self._writes], [], LAST_READ_S)
             try:
@@ -90,6 +86,20 @@ class ChildPipe:
             except BlockingIOError:
                 return
             self._reader.join(LAST_READ_S)
+
+    def _of_the_living(self) -> dict[int, Counter[Series]]:
+        """Return the levels by pid, and forget those of the dead."""
+        known = self._levels.copy()  # before the look: a child that is born after it is in neither
+        alive = self._alive()
+        for pid in known.keys() - alive:
+            self._levels.pop(pid, None)
+        return {pid: levels for pid, levels in known.items() if pid in alive}
+
+    def _levels_of(self, pid: int) -> Counter[Series]:
+        """Return a child's levels, to be changed; a new child's room is that of the dead."""
+        if pid not in self._levels:
+            self._of_the_living()
+        return self._levels.setdefault(pid, Counter())
 
     def _read(self) -> None:
         rest = b""
@@ -104,10 +114,9 @@ class ChildPipe:
         try:
             pid, *parts = json.loads(line)
             sums, histograms = _decode(parts)
-            levels = self._levels.setdefault(pid, Counter())
             for level in sums:
                 if level.series.metric.kind == "gauge":
-                    levels[level.series] += level.value
+                    self._levels_of(pid)[level.series] += level.value
             self._metrics.add((each for each in sums if each.series.metric.kind == "counter"), histograms)
         except Exception as error:  # noqa: BLE001 - a thread that ended would count nothing any more
             if not self._unreadable:

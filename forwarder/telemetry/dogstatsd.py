@@ -33,7 +33,7 @@ def make_client() -> Any | None:
     try:
         from datadog.dogstatsd.base import DogStatsd
     except ImportError:
-        log.warning("dogstatsd_off reason=package_missing get=\"pip install 'forwarder[datadog]'\"")
+        log.warning("dogstatsd_off reason=package_missing: pip install 'forwarder[datadog]'")
         return None
     # A line for each packet that nobody takes; here it is one for all of them.
     logging.getLogger("datadog.dogstatsd").setLevel(logging.CRITICAL)

@@ -36,12 +36,15 @@ def without_quotes(record: logging.LogRecord) -> bool:
     is who, where, and the exception's class.
     """
     args: Any = record.args
+    if record.name == "py.warnings":  # Python's own way: the text is the whole message, without arguments
+        before, found, _ = record.getMessage().partition(OUTSIDE_BODY)
+        if found:
+            record.msg, record.args = before + found, ()
+        return True
     if record.name.startswith("forwarder") or not args:
         return True
     if isinstance(args, dict):
         record.args = {key: HIDDEN if key in QUOTING else _named(value) for key, value in args.items()}
-    elif record.name == "py.warnings" and OUTSIDE_BODY in str(args[0]):
-        record.args = (str(args[0]).partition(OUTSIDE_BODY)[0] + OUTSIDE_BODY,)
     else:
         record.args = tuple(map(_named, args))
     return True

@@ -69,21 +69,22 @@ class Beat:
 class Progress:
     """Whether there is work, and none of it ends, for longer than the longest task takes.
 
-    ``ended`` counts what has ended, ``busy`` tells whether there is work that could
-    end: both are cheap and are asked at each look. Looks may be made by several
-    threads; the time runs from the first of them that saw the work.
+    ``ended`` counts what has ended, ``work_age_s`` tells how old the knowledge is that there
+    is work that could end, None where there is none: both are cheap and are asked at each
+    look. Looks may be made by several threads; the time runs from the first of them that
+    saw the work to when it was known to be there last.
     """
 
     def __init__(
         self,
         *,
         ended: Callable[[], int],
-        busy: Callable[[], bool],
+        work_age_s: Callable[[], float | None],
         stall_s: float,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ended = ended
-        self._busy = busy
+        self._work_age_s = work_age_s
         self._stall_s = stall_s
         self._monotonic = monotonic
         self._seen: tuple[int, float] | None = None  # what had ended when the work was seen first, and when
@@ -93,14 +94,14 @@ class Progress:
 
     def look(self) -> float:
         """Return for how many seconds there has been work and nothing ended."""
-        ended, now_s = self._ended(), self._monotonic()
-        if not self._busy():
+        ended, now_s, age_s = self._ended(), self._monotonic(), self._work_age_s()
+        if age_s is None:
             self._seen = None
             return 0.0
         seen = self._seen
         if seen is None or seen[0] != ended:
             self._seen = seen = (ended, now_s)
-        return now_s - seen[1]
+        return max(0.0, now_s - age_s - seen[1])
 
     @property
     def stalled(self) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import logging.config
 import warnings
+from typing import Any
 
 from forwarder.forwarding.record import CURRENT
 from forwarder.telemetry.foreign_lines import exception_text, without_quotes
 from forwarder.telemetry.json_lines import JsonLines, trace_fields
+from forwarder.telemetry.native import unpatched
 
 #: Loggers whose lines come once per task or more often, most of them with parts of
 #: the payload or the response at INFO or DEBUG. The worker writes its own line per task.
@@ -56,6 +58,20 @@ class OneLine(logging.Formatter):
         return exception_text(ei)
 
 
+class StderrHandler(logging.StreamHandler[Any]):
+    """logging's own, with a lock of the system's own, also under gevent.
+
+    Native threads write lines, too. A lock of greenlets for which two of them wait may never
+    wake either (gevent 26.9): then every greenlet that has a line to write stands still for
+    good. No greenlet gives way while it writes one, so the system's lock is held for no longer.
+    """
+
+    def createLock(self) -> None:  # noqa: N802 - logging's own name
+        """Make the lock, and have it made anew in a child that is forked while it is held."""
+        super().createLock()
+        self.lock = unpatched("_thread", "RLock")()
+
+
 def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
@@ -83,6 +99,7 @@ def configure(level: str, style: str = "console") -> None:
     """
     logging.logThreads = logging.logMultiprocessing = False
     logging._srcfile = None  # the page's own words
+    logging._lock = unpatched("_thread", "RLock")()  # type: ignore[attr-defined]  # see StderrHandler
     logging.warnings = warnings  # type: ignore[attr-defined]  # ddtrace-run loads it anew, after logging
     logging.captureWarnings(True)
     _take_ddtraces_handler_off()
@@ -102,9 +119,7 @@ def configure(level: str, style: str = "console") -> None:
                 "version": {"()": lambda: _concerns_this_version},
                 "quotes": {"()": lambda: without_quotes},
             },
-            "handlers": {
-                "stderr": {"class": "logging.StreamHandler", "formatter": style, "filters": ["quotes"]}
-            },
+            "handlers": {"stderr": {"()": StderrHandler, "formatter": style, "filters": ["quotes"]}},
             "root": {"level": level, "handlers": ["stderr"]},
             "loggers": {
                 **{name: {"level": "WARNING"} for name in QUIETED},

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from forwarder.forwarding.errors import ForwarderError
-from forwarder.forwarding.record import StepKind, TaskRecord
+from forwarder.forwarding.record import Span, StepKind, TaskRecord
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 #: Beginning of every span's name.
 PREFIX = "forwarder."
@@ -84,6 +88,47 @@ def _only_tasks() -> Any:
     return OnlyTasks()
 
 
+class NoSpan:
+    """Stands in for a span that could not be made."""
+
+    def tag(self, name: str, value: str | float) -> None:
+        """Do nothing."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Return nothing: what the message brought is passed on."""
+        return {}
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Do nothing."""
+
+
+def _or(instead: Callable[[], Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return ``instead()`` where ddtrace raises: a message's odd headers must not fail its task."""
+
+    def around(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - whatever it was
+                _say_once(method.__name__, type(error).__name__)
+                substitute: R = instead()
+                return substitute
+
+        return guarded
+
+    return around
+
+
+@functools.cache
+def _say_once(step: str, error: str) -> None:
+    log.warning("tracing_failed step=%s error=%s", step, error)
+
+
+def _nothing() -> None:
+    pass
+
+
 class DatadogTracing:
     """Makes the spans of tasks by ddtrace's tracer, which sends them in the background.
 
@@ -100,7 +145,8 @@ class DatadogTracing:
     def __repr__(self) -> str:
         return f"<DatadogTracing enabled={self._tracer.enabled}>"
 
-    def begin_task(self, record: TaskRecord, headers: Mapping[str, str]) -> DatadogSpan:
+    @_or(NoSpan)
+    def begin_task(self, record: TaskRecord, headers: Mapping[str, str]) -> Span:
         """Begin a task's span in the trace that the message's headers name, or in one of its own."""
         parent = self._propagator.extract(dict(headers)) if headers else None
         if parent is not None and not parent.trace_id:
@@ -114,7 +160,8 @@ class DatadogTracing:
         span.set_metric("forwarder.deliveries", record.deliveries)
         return DatadogSpan(span, self._propagator)
 
-    def begin_step(self, kind: StepKind, resource: str) -> DatadogSpan:
+    @_or(NoSpan)
+    def begin_step(self, kind: StepKind, resource: str) -> Span:
         """Begin a span within the task's."""
         span = self._tracer.trace(PREFIX + kind, resource=resource, span_type=SPAN_TYPES[kind])
         span.set_tag("span.kind", "client")
@@ -139,6 +186,7 @@ class DatadogSpan:
         self._propagator = propagator
         self._is_call = is_call
 
+    @_or(_nothing)
     def tag(self, name: str, value: str | float) -> None:
         """Add a tag, or of a number a metric."""
         if isinstance(value, str):
@@ -148,12 +196,14 @@ class DatadogSpan:
         if self._is_call and name == "http.status_code" and int(value) >= SERVER_ERROR:
             self._span.error = 1
 
+    @_or(dict)
     def headers(self) -> Mapping[str, str]:
         """Return the trace context in every style that DD_TRACE_PROPAGATION_STYLE names."""
         headers: dict[str, str] = {}
         self._propagator.inject(self._span, headers)
         return headers
 
+    @_or(_nothing)
     def end(self, error: BaseException | None = None) -> None:
         """End the span, as failed by ``error``: its class and code, as its text may quote."""
         if error is not None:

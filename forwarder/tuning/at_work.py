@@ -32,7 +32,7 @@ class Taken(Protocol):
     """A message that the worker holds; see :class:`forwarder.brokers.leases.Delivery`."""
 
     @property
-    def taken_s(self) -> float: ...
+    def slot_s(self) -> float | None: ...
     @property
     def payload_bytes(self) -> int: ...
 
@@ -46,7 +46,7 @@ class Book(Protocol):
 
 
 class Scaler(Protocol):
-    """The autoscaler of either pool: ``update`` moves its MAX, ``processes`` are the slots of now."""
+    """The autoscaler of either pool: ``update`` sets its bounds, ``processes`` are the slots of now."""
 
     @property
     def processes(self) -> int: ...
@@ -105,7 +105,7 @@ class AutoTuner(threading.Thread):
         bound = self._bound(0)
         log.info("auto_begins slots=%d most=%d bound=%r", self._auto.asked, bound.slots, bound.words)
         self._book.acked = self._acked
-        self._scaler.update(max=self._auto.asked)
+        self._scaler.update(max=self._auto.asked, min=self._auto.least)
 
     def round(self) -> None:
         """Look once. Does not block but for the autoscaler's own look; raises nothing."""
@@ -118,7 +118,7 @@ class AutoTuner(threading.Thread):
             self._failed = type(error)
 
     def _look(self) -> None:
-        held_since_s = [delivery.taken_s for delivery in self._book.held()]
+        held_since_s = [since_s for each in self._book.held() if (since_s := each.slot_s) is not None]
         done = [self._done.popleft() for _ in range(len(self._done))]
         slots, now_s = self._scaler.processes, self._monotonic()
         seen = self._flow.look(
@@ -135,10 +135,12 @@ class AutoTuner(threading.Thread):
             "auto_settled" if step.settled else "auto_measures", step.slots, slots, seen.level.per_s,
             quantile(seen.level.latencies_s, 0.5), quantile(seen.message_bytes, 0.5), step.why,
         )  # fmt: skip
-        self._scaler.update(max=step.slots)
+        # With MIN, too: remote control may have set one that is above this MAX.
+        self._scaler.update(max=step.slots, min=self._auto.least)
 
     def _acked(self, delivery: Taken) -> None:
-        self._done.append(Done(delivery.taken_s, self._monotonic(), delivery.payload_bytes))
+        if (since_s := delivery.slot_s) is not None:
+            self._done.append(Done(since_s, self._monotonic(), delivery.payload_bytes))
 
 
 def auto_tuner(

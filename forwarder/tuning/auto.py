@@ -41,12 +41,12 @@ class Auto:
     """
 
     def __init__(self, *, least: int, again_s: float = AGAIN_S) -> None:
-        self.asked = least
-        self._least = least
+        self.asked = self.least = least
         self._again_s = again_s
         self._seen: list[Seen] = []
         self._settled: Seen | None = None
         self._settled_s = 0.0
+        self._is_blind = False  # settled by nothing: no level was of use
 
     def __repr__(self) -> str:
         return f"<Auto asked={self.asked} levels={len(self._seen)} settled={self._settled is not None}>"
@@ -61,11 +61,13 @@ class Auto:
         slots = seen.level.concurrency
         if slots > self.asked or (slots < self.asked and not held_back):
             return None  # they open or close yet
+        if slots < self.least:
+            return None  # memory will give them back, or tasks of less memory come
         self._seen.append(seen)
         further = None
         if slots == self.asked:
-            most = max(self._least, bound.slots)
-            further = next_concurrency(self._levels, concurrency_max=most, concurrency_min=self._least)
+            most = max(self.least, bound.slots)
+            further = next_concurrency(self._levels, concurrency_max=most, concurrency_min=self.least)
         if further is not None:
             self.asked = further
             return Step(further, f"{slots} at a time brought {seen.level.per_s:.3g} tasks/s", settled=False)
@@ -79,6 +81,7 @@ class Auto:
         best = knee(self._levels)
         self._settled = next((seen for seen in self._seen if seen.level is best), self._seen[0])
         self._settled_s = now_s
+        self._is_blind = best is None
         self.asked = self._settled.level.concurrency
         if best is None:
             return Step(self.asked, "the inference server refuses tasks or answers with errors", settled=True)
@@ -89,24 +92,34 @@ class Auto:
 
     def _follow(self, settled: Seen, seen: Seen, now_s: float) -> Step | None:
         reason = _change(settled, seen)
+        if self._is_blind and not (seen.level.refused or seen.level.useless):
+            reason = "the inference server serves tasks again"
         if reason is None or now_s - self._settled_s < self._again_s:
             return None
-        self._settled, self._seen, self.asked = None, [], self._least
-        return Step(self._least, reason, settled=False)
+        self._settled, self._seen, self.asked = None, [], self.least
+        return Step(self.least, reason, settled=False)
 
 
 def _change(before: Seen, now: Seen) -> str | None:
     """Return in words what is by much another than it was, None where nothing is."""
     if now.level.concurrency != before.level.concurrency:
         return None  # then the times in a slot are others, too
-    sizes = [max(SLOT_BYTES, quantile(seen.message_bytes, 0.5)) for seen in (before, now)]
+    sizes = [[max(SLOT_BYTES, size) for size in seen.message_bytes] for seen in (before, now)]
     if _by_much(*sizes):
-        return f"messages of {sizes[1]:.0f} B instead of {sizes[0]:.0f} B"
-    times = [quantile(seen.level.latencies_s, 0.5) for seen in (before, now)]
+        return "messages of {1:.0f} B instead of {0:.0f} B".format(*map(_median, sizes))
+    times = [seen.level.latencies_s for seen in (before, now)]
     if _by_much(*times):
-        return f"tasks of {times[1]:.3g} s instead of {times[0]:.3g} s"
+        return "tasks of {1:.3g} s instead of {0:.3g} s".format(*map(_median, times))
     return None
 
 
-def _by_much(before: float, now: float) -> bool:
-    return now >= CHANGED * before or before >= CHANGED * now
+def _by_much(before: Sequence[float], now: Sequence[float]) -> bool:
+    """Return whether its quartiles have all moved: where short and long tasks mix, the median alone jumps."""
+    pairs = [(quantile(before, share), quantile(now, share)) for share in (0.25, 0.5, 0.75)]
+    return all(late >= CHANGED * early for early, late in pairs) or all(
+        early >= CHANGED * late for early, late in pairs
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return quantile(values, 0.5)

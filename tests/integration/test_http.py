@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +79,6 @@ def redis_env(valkey: Valkey, model_server: ModelServer, probes: Probes) -> dict
     return urls | model_server.env | probes.env
 
 
-@pytest.fixture
-def proxy(valkey: Valkey) -> Iterator[Proxy]:
-    with Proxy(target_port=valkey.port) as proxy:
-        yield proxy
-
-
 @pytest.mark.parametrize("pool", POOLS)
 def test_from_the_start_to_the_stop(
     pool: str,
@@ -124,36 +117,46 @@ def test_from_the_start_to_the_stop(
     assert running.wait_exit() == 0
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_with_redis_away_the_worker_is_alive_and_not_ready(
+@pytest.mark.parametrize(
+    ("broker", "pool"), [("redis", "prefork"), ("redis", "gevent"), ("amqp", "gevent"), ("sqs", "prefork")]
+)
+def test_with_the_broker_away_the_worker_is_alive_and_not_ready(
+    broker: str,
     pool: str,
+    request: pytest.FixtureRequest,
+    queue_name: str,
     worker: StartWorker,
     producer: MakeProducer,
     valkey: Valkey,
-    proxy: Proxy,
     model_server: ModelServer,
-    redis_env: dict[str, str],
     probes: Probes,
 ) -> None:
     """For longer than the time in which a task must end, with one in flight."""
-    env = redis_env | {"FORWARDER_BROKER_URL": proxy.through(valkey.url)}
-    running = worker(pool=pool, env=env, args=["--live-stall", str(STALL_S)])
-    running.wait_ready()
-    producer(broker_url=valkey.url, backend=valkey.url).send({"args": {"behaviour": HELD}})
-    model_server.wait_in_flight(1)
-    wait_until(lambda: probes.reasons("/readyz") == [], "ready")
+    place = queue_on(broker, request, queue_name)
+    service = request.getfixturevalue({"redis": "valkey", "amqp": "rabbitmq", "sqs": "moto"}[broker])
+    with Proxy(target_port=service.port) as proxy:
+        env = {name: proxy.through(value) for name, value in place.env.items()}
+        env |= model_server.env | probes.env | {"FORWARDER_RESULT_BACKEND": valkey.url}
+        running = worker(pool=pool, env=env, args=["--live-stall", str(STALL_S)])
+        running.wait_ready()
+        sender = producer(broker_url=place.url, backend=valkey.url, conf=place.conf)
+        sender.send({"args": {"behaviour": HELD}})
+        model_server.wait_in_flight(1)
+        wait_until(lambda: probes.reasons("/readyz") == [], "ready")
 
-    proxy.cut()
-    wait_until(lambda: probes.reasons("/readyz") == ["broker"], "broker")
-    until_s = time.monotonic() + STALL_S + 3
-    while time.monotonic() < until_s:
-        assert probes.reasons("/livez") == []
-        assert probes.reasons("/readyz") == ["broker"]
-        time.sleep(0.5)
-    assert 'forwarder_dependency_up{dependency="broker"} 0.0' in probes.get("/metrics")[1]
+        proxy.cut()
+        wait_until(lambda: probes.reasons("/readyz") == ["broker"], "broker")
+        until_s = time.monotonic() + STALL_S + 3
+        while time.monotonic() < until_s:
+            assert probes.reasons("/livez") == []
+            assert probes.reasons("/readyz") == ["broker"]
+            time.sleep(0.5)
+        assert 'forwarder_dependency_up{dependency="broker"} 0.0' in probes.get("/metrics")[1]
 
-    proxy.heal()
-    wait_until(lambda: probes.reasons("/readyz") == [], "ready again")
+        proxy.heal()
+        wait_until(lambda: probes.reasons("/readyz") == [], "ready again")
+        model_server.control(release=True)
+        assert running.stop() == 0
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from forwarder import endpoints
 from forwarder.brokers.leases import Delivery, LeaseBook
@@ -70,7 +71,11 @@ def test_until_the_worker_is_put_together_it_is_alive_and_not_ready() -> None:
     assert scene.get("/livez") == (200, {"live": True, "reasons": []})
     assert scene.get("/readyz") == (503, {"ready": False, "reasons": ["starting"], "age_s": None})
     assert scene.get("/status")[1]["not_ready"] == ["starting"]
-    assert scene.endpoints.routes["/metrics"]().body == b""
+    told = scene.endpoints.routes["/metrics"]().body.decode()
+    values = {
+        (s.name, *s.labels.values()): s.value for f in text_string_to_metric_families(told) for s in f.samples
+    }
+    assert values == {("forwarder_dependency_up", "inference"): 0.0, ("forwarder_live",): 1.0}
 
 
 def test_each_reason_is_an_answer_of_503() -> None:

@@ -41,7 +41,7 @@ class Scene:
         self.now_s = 0.0
         self.draining = False
         self.retries = 0
-        self.waiting = 0
+        self.waiting_age_s: float | None = None
         self.inference_up = True
         self.broker = Broker()
         self.book = LeaseBook(lambda: self.broker)  # type: ignore[arg-type, return-value]
@@ -54,7 +54,7 @@ class Scene:
             loop=loop_beat(),
             draining=lambda: self.draining,
             retries=lambda: self.retries,
-            waiting=lambda: self.waiting,
+            waiting_age_s=lambda: self.waiting_age_s,
         )
         self.loop = self.watch.loop
         for part in (self.loop, self.watch.hub, self.watch.liveness._progress):
@@ -115,8 +115,18 @@ def test_a_task_that_waits_for_its_moment_does_not_stall_the_worker(scene: Scene
 
 
 def test_what_waits_in_the_queue_and_is_not_taken_stalls_the_worker(scene: Scene) -> None:
-    scene.waiting = 1
+    scene.waiting_age_s = 0.0
     assert scene.live_after(11) == ("stalled",)
+
+
+def test_what_waited_at_the_last_look_is_forgotten_once_that_is_older_than_the_last_end(scene: Scene) -> None:
+    task = scene.take()
+    assert scene.live_after(5) == ()
+    scene.waiting_age_s = 0.0
+    scene.book.settle(task, Settlement.ACK)
+    assert scene.live_after(0) == ()
+    for scene.waiting_age_s in (11.0, 22.0, 33.0):  # no look meanwhile
+        assert scene.live_after(11) == ()
 
 
 def test_without_a_setting_a_task_may_take_whatever_the_other_settings_allow(
@@ -146,7 +156,7 @@ def fail_polls(scene: Scene) -> None:
 @pytest.mark.parametrize("go_away", [lose_connection, fail_renewals, fail_polls])
 def test_while_the_broker_is_away_the_worker_is_alive_and_not_ready(scene: Scene, go_away: Any) -> None:
     scene.take()
-    scene.waiting = 1
+    scene.waiting_age_s = 0.0
     go_away(scene)
     assert scene.live_after(1e5) == ()
     assert scene.ready() == ("broker",)
@@ -180,6 +190,13 @@ def test_a_worker_that_drains_is_alive_and_not_ready(scene: Scene) -> None:
     scene.take()
     scene.draining = True
     assert scene.live_after(1e5) == ()
+    assert scene.ready() == ("draining",)
+
+
+def test_a_drain_that_ends_the_loop_says_nothing_of_the_broker(scene: Scene) -> None:
+    scene.loop.pause()
+    assert "broker" in scene.ready()
+    scene.draining = True
     assert scene.ready() == ("draining",)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -287,3 +288,14 @@ def test_the_book_can_stand_in_an_answer_of_remote_control() -> None:
     """It is among the connection's options, all of which ``inspect stats`` tells."""
     book = LeaseBook(lambda: None)  # type: ignore[arg-type,return-value]
     assert dumps({"book": book}) == '{"book": "<LeaseBook>"}'
+
+
+def test_a_task_with_an_eta_fills_a_slot_from_when_that_has_it() -> None:
+    delivery = Delivery(tag="1", queue="q", number=1, confirmed_s=0.0, message=message(), taken_s=5.0)
+    assert delivery.slot_s == 5.0
+    delivery.request = SimpleNamespace(eta=None, time_start=None)
+    assert delivery.slot_s == 5.0
+    delivery.request = SimpleNamespace(eta="2026-01-01T00:00:00", time_start=None)
+    assert delivery.slot_s is None
+    delivery.request.time_start = time.time() - 3
+    assert delivery.slot_s == pytest.approx(time.monotonic() - 3, abs=1)

@@ -29,6 +29,13 @@ def test_memory_takes_all_inputs_or_those_that_it_takes_anyway(largest: int, abo
     assert above_for([0, largest], default=DEFAULT) == above
 
 
+def test_inputs_that_are_small_send_no_answer_to_the_disk() -> None:
+    threshold = Threshold(DEFAULT, follows=True)
+    for _ in range(INPUTS):
+        threshold.saw(KIB)
+    assert threshold.bytes == DEFAULT
+
+
 def test_it_follows_twenty_inputs_at_a_time_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     threshold = Threshold(DEFAULT, follows=True)

@@ -71,6 +71,15 @@ def test_what_was_seen_is_told_no_more_when_the_looks_hang(scene: Scene) -> None
     assert not scene.told()
 
 
+def test_how_old_the_look_is_that_saw_messages_wait_in_the_queues_that_are_asked_for(scene: Scene) -> None:
+    assert scene.backlog.waiting_age_s({"a", "b"}) is None
+    scene.found = [QueueBacklog("a", 3, None), QueueBacklog("b", 0, None)]
+    scene.backlog.round()
+    scene.now_s = 7.0
+    assert scene.backlog.waiting_age_s({"a", "b"}) == 7.0
+    assert scene.backlog.waiting_age_s({"b"}) is None
+
+
 @pytest.mark.parametrize(
     ("waiting", "oldest_s"),
     [

@@ -112,6 +112,28 @@ def test_what_goes_on_in_a_child_that_was_killed_goes_on_no_longer(pool: Pool) -
     assert pool.pipe.levels() == {}, "another child with the same pid"
 
 
+def test_children_that_are_gone_are_forgotten_also_where_nobody_asks(pool: Pool) -> None:
+    pool.alive = set()
+    for pid in range(100):
+        pool.pipe._take_in(b'[%d,["forwarder_tasks_total",["q","success"],1]]' % pid)
+        pool.pipe._take_in(b'[%d,["forwarder_hook_backlog",["a"],1]]' % pid)
+    assert pool.metrics.value(TASKS, queue="q", outcome="success") == 100
+    assert len(pool.pipe._levels) == 1
+
+
+def test_a_child_that_is_born_during_a_look_is_not_taken_for_a_dead_one(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def born_meanwhile() -> set[int]:
+        monkeypatch.setattr(pool.pipe, "_alive", lambda: {7})
+        pool.pipe._take_in(b'[7,["forwarder_hook_backlog",["a"],1]]')
+        return set()
+
+    monkeypatch.setattr(pool.pipe, "_alive", born_meanwhile)
+    pool.pipe.levels()
+    assert pool.pipe.levels() == {BACKLOG: 1}
+
+
 def test_a_line_that_cannot_be_read_is_told_once_and_ends_nothing(
     pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:

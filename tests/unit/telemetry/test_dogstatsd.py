@@ -156,9 +156,7 @@ def test_without_datadogs_package_one_line_says_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datadog.dogstatsd.base", None)
     assert make_client() is None
-    assert caplog.messages == [
-        "dogstatsd_off reason=package_missing get=\"pip install 'forwarder[datadog]'\""
-    ]
+    assert caplog.messages == ["dogstatsd_off reason=package_missing: pip install 'forwarder[datadog]'"]
 
 
 def test_an_agent_that_is_away_is_told_once_and_nothing_is_raised(

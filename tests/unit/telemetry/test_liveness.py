@@ -19,8 +19,12 @@ class Work:
     def __init__(self, clock: Clock, stall_s: float = 10.0) -> None:
         self.ended = 0
         self.is_there = False
+        self.age_s = 0.0
         self.progress = Progress(
-            ended=lambda: self.ended, busy=lambda: self.is_there, stall_s=stall_s, monotonic=clock
+            ended=lambda: self.ended,
+            work_age_s=lambda: self.age_s if self.is_there else None,
+            stall_s=stall_s,
+            monotonic=clock,
         )
 
 
@@ -122,6 +126,20 @@ def test_time_without_work_or_without_the_services_does_not_count() -> None:
     clock.now_s += 9
     work.is_there = True
     assert not work.progress.stalled
+
+
+def test_what_was_seen_to_wait_before_the_last_end_stalls_nothing() -> None:
+    """The look at the queue may be older than the time in which a task must end."""
+    clock = Clock()
+    work = Work(clock)
+    work.is_there = True
+    assert not work.progress.stalled
+    for work.age_s in (20.0, 40.0):  # nobody has looked since
+        clock.now_s += 20
+        assert work.progress.look() == 0
+    clock.now_s += 5
+    work.age_s = 0.0
+    assert work.progress.stalled
 
 
 def liveness(clock: Clock, work: Work, beats: list[Beat], *, draining: bool = False) -> Liveness:

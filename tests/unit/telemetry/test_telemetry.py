@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 
@@ -76,3 +78,34 @@ def test_what_celery_announces_for_a_later_version_is_not_logged_at_each_lost_co
     log = logging.getLogger("py.warnings")
     assert not log.filter(record(announced))
     assert log.filter(record(other))
+
+
+LINES_OF_BOTH = """
+from gevent import monkey
+monkey.patch_all()
+import _thread, logging, sys, gevent
+from forwarder.telemetry import logs
+from forwarder.telemetry.native import start_native
+logs.configure("INFO")
+log, ended = logging.getLogger("x"), []
+assert type(log.root.handlers[0].lock) is type(logging._lock) is _thread.RLock
+
+def write(native):
+    for _ in range(5000 if native else 500):
+        log.info("line")
+        native or gevent.sleep(0)
+    ended.append(native)
+
+sys.setswitchinterval(1e-5)
+start_native(lambda: write(True))
+greenlets = [gevent.spawn(write, False) for _ in range(10)]
+gevent.joinall(greenlets, timeout=30)
+print(ended.count(False))
+"""
+
+
+def test_a_native_thread_that_logs_stops_no_greenlet_that_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LINES_OF_BOTH], check=True, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout == "10\n"

@@ -87,6 +87,30 @@ def test_a_slots_next_task_is_not_in_the_last_ones_trace() -> None:
     assert rest == ["None None", "None", "None"]
 
 
+def test_what_ddtrace_fails_over_costs_the_trace_and_not_the_task() -> None:
+    told = run(
+        """
+        from forwarder.forwarding.record import CURRENT, TaskRecord, step
+        made = tracing.begin(predict_url="http://h:1/predict")
+        told = {"x-datadog-trace-id": "5", "x-datadog-parent-id": "6"}
+        told |= {"x-datadog-sampling-priority": "9" * 4000}
+        record = TaskRecord(task_id="a", tracing=made)
+        CURRENT.set(record)
+        span = made.begin_task(record, told)
+        with step("inference", "predict") as asking:
+            print(asking.headers(told) == told)
+        span.end()
+        made._tracer = None
+        span = made.begin_task(record, {})
+        with step("inference", "predict") as asking:
+            asking.answered(200, 1)
+            print(asking.headers({}))
+        span.end()
+        """
+    )
+    assert told == "True\n{}\n"
+
+
 def test_an_error_is_told_by_its_class_and_its_code() -> None:
     told = run(
         """

@@ -29,6 +29,7 @@ class Scene:
         self.serves = serves
         self.now_s = 0.0
         self.processes = 64
+        self.least = 4
         self.held_back = False
         self.acked: Callable[[Any], object] = lambda delivery: None
         self.held_since: deque[float] = deque()
@@ -46,10 +47,13 @@ class Scene:
 
     def update(self, max: int | None = None, min: int | None = None) -> None:  # noqa: A002 - Celery's names
         assert max is not None
+        self.least = self.least if min is None else min
+        if max < self.least:  # as the autoscaler of the prefork pool
+            raise ValueError
         self.processes = max
 
     def held(self) -> list[Any]:
-        return [SimpleNamespace(taken_s=since_s) for since_s in self.held_since]
+        return [SimpleNamespace(slot_s=since_s) for since_s in self.held_since]
 
     def second(self) -> None:
         """Let a second pass: the server works on the oldest."""
@@ -60,7 +64,7 @@ class Scene:
             self.credit += min(self.serves, len(self.held_since)) * 0.1 / TASK_S
             while self.credit >= 1:
                 self.credit -= 1
-                self.acked(SimpleNamespace(taken_s=self.held_since.popleft(), payload_bytes=1000))
+                self.acked(SimpleNamespace(slot_s=self.held_since.popleft(), payload_bytes=1000))
         self.tuner.round()
 
     def settle(self, caplog: pytest.LogCaptureFixture, within_s: int = 200) -> int:
@@ -78,6 +82,32 @@ def test_the_autoscaler_gets_the_bound_that_the_tasks_call_for(
 ) -> None:
     caplog.set_level(logging.INFO)
     assert Scene(serves=serves).settle(caplog) == found
+
+
+def test_messages_that_are_held_until_their_eta_fill_no_slot(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    scene = Scene(serves=16)
+    scene.tuner.begin()
+    early = [SimpleNamespace(slot_s=None)] * 100
+    scene.held = lambda: early  # type: ignore[method-assign]
+    for _ in range(60):  # one task a second, in four slots
+        scene.now_s += 1
+        scene.acked(SimpleNamespace(slot_s=scene.now_s - TASK_S, payload_bytes=1000))
+        scene.tuner.round()
+    assert "auto_measures" not in caplog.text
+    assert "auto_failed" not in caplog.text
+
+
+def test_bounds_that_remote_control_set_hold_until_the_next_step(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    scene = Scene(serves=16)
+    scene.tuner.begin()
+    scene.least = 20
+    for _ in range(200):
+        scene.second()
+    assert "auto_failed" not in caplog.text
+    assert scene.processes == 16
+    assert scene.least == 4
 
 
 def test_it_begins_with_the_least(caplog: pytest.LogCaptureFixture) -> None:

@@ -133,3 +133,42 @@ def test_it_measures_again_when_sizes_or_times_change_fourfold(
     if step is not None:
         assert (step.slots, step.settled) == (4, False)
         assert run(auto, serving(16))[1].slots == 16
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.6])
+def test_short_and_long_tasks_mixed_are_no_change(share: float) -> None:
+    """A window has more of these, the next one more of those: its median jumps from one to the other."""
+    dice = random.Random(1)
+
+    def mixed() -> Seen:
+        times_s = [1.0 if dice.random() < share else 0.1 for _ in range(12)]
+        return Seen(Level(4, 12 / sum(times_s), times_s), [1000] * 12)
+
+    auto = Auto(least=4)
+    auto.next(mixed(), now_s=0.0, bound=Bound(4, "MAX"), held_back=False)
+    jumps = [
+        auto.next(mixed(), now_s=number * AGAIN_S, bound=Bound(4, "MAX"), held_back=False)
+        for number in range(1, 200)
+    ]
+    assert sum(jump is not None for jump in jumps) <= 2
+
+
+@pytest.mark.parametrize(("busy", "failed"), [(10, 0), (0, 10)])
+def test_a_server_that_was_of_no_use_is_measured_once_it_serves(busy: int, failed: int) -> None:
+    auto = Auto(least=4)
+    of_no_use = seen(level(4, 4.0, busy=busy, failed=failed))
+    step = auto.next(of_no_use, now_s=0.0, bound=FREE, held_back=False)
+    assert step is not None
+    assert step.settled
+    assert auto.next(of_no_use, now_s=AGAIN_S, bound=FREE, held_back=False) is None
+    assert auto.next(seen(level(4, 4.0)), now_s=AGAIN_S - 1, bound=FREE, held_back=False) is None
+    step = auto.next(seen(level(4, 4.0)), now_s=2 * AGAIN_S, bound=FREE, held_back=False)
+    assert step is not None
+    assert (step.slots, step.settled) == (4, False)
+    assert run(auto, serving(16))[1].slots == 16
+
+
+def test_memory_that_is_short_for_a_while_does_not_lower_the_least() -> None:
+    auto = Auto(least=4)
+    assert auto.next(seen(level(2, 2.0)), now_s=0.0, bound=FREE, held_back=True) is None
+    assert run(auto, serving(16))[1].slots == 16
