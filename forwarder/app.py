@@ -159,6 +159,8 @@ class Composition:
 
     def _tick(self) -> None:
         self.book.ticked()
+        if self._telemetry is not None:
+            self._telemetry.refresh()
 
     def telemetry(self, *, slots: Callable[[], int]) -> Telemetry | None:
         """Return what tells of the worker's numbers, None where nobody asked; once, before the pool forks.

@@ -58,6 +58,7 @@ class Telemetry:
         client = make_client() if dogstatsd else None
         self._feed = client and DogStatsdFeed(client=client, metrics=metrics, gauges=gauges)
         self._page = Exposition(metrics=metrics, gauges=gauges) if settings.http_port else None
+        self._resident_bytes = resident_bytes()
         for source in (self._of_the_worker, self._of_hooks, self._backlog.readings):
             gauges.add(source)
         self._begin_at_zero()
@@ -67,6 +68,12 @@ class Telemetry:
         if self._page is None:
             raise RuntimeError("there is no HTTP port to serve the page on")
         return self._page.render()
+
+    def refresh(self) -> None:
+        """Look at this process's memory, processor time and files; to be called about once a second."""
+        self._resident_bytes = resident_bytes()
+        if self._page is not None:
+            self._page.refresh()
 
     def values(self) -> list[tuple[Series, float]]:
         """Return every counter and gauge as it is now. Never blocks."""
@@ -101,7 +108,7 @@ class Telemetry:
         yield Reading("forwarder_pool_size", busy, {"state": "busy"})
         yield Reading("forwarder_pool_size", max(0, slots - busy), {"state": "idle"})
         used, limit = self._memory()
-        for kind, number in (("used", used), ("limit", limit), ("rss", resident_bytes())):
+        for kind, number in (("used", used), ("limit", limit), ("rss", self._resident_bytes)):
             if number is not None:
                 yield Reading("forwarder_memory_bytes", number, {"kind": kind})
         about = {"version": __version__, "pool": settings.pool, "broker": settings.broker_kind}

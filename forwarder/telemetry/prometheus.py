@@ -32,6 +32,16 @@ class Exposition:
         self._metrics = metrics
         self._gauges = gauges
         self._others = (ProcessCollector(registry=None), PlatformCollector(registry=None))
+        self._of_the_process: list[Family] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at what the system tells of this process, to be called about once a second.
+
+        Not at each scrape: it opens files, and for each of them the thread that serves the page gives
+        the interpreter's lock away and waits 5 ms for it where the worker is busy.
+        """
+        self._of_the_process = [family for collector in self._others for family in collector.collect()]
 
     def render(self) -> tuple[bytes, str]:
         """Return the page and its content type."""
@@ -60,8 +70,7 @@ class Exposition:
                 for series, value in values.get(metric.name, ()):
                     family.add_metric(series.values, value)
                 yield family
-        for collector in self._others:
-            yield from collector.collect()
+        yield from self._of_the_process
 
 
 def _by_name(values: Iterable[tuple[Series, float]]) -> dict[str, list[tuple[Series, float]]]:

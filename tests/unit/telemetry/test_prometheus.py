@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -64,6 +66,23 @@ def test_help_and_type_of_every_metric_are_there_before_its_first_value(scene: S
 def test_the_main_process_is_there_as_the_librarys_users_expect_it(scene: Scene) -> None:
     names = {name for name, _ in scene.samples()}
     assert {"process_cpu_seconds_total", "process_resident_memory_bytes", "python_info"} <= names
+
+
+def test_a_page_opens_no_file_and_a_look_in_between_brings_it_up_to_date(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    really_open = builtins.open
+
+    def noting(path: Any, *args: Any, **options: Any) -> Any:
+        opened.append(path)
+        return really_open(path, *args, **options)
+
+    monkeypatch.setattr(builtins, "open", noting)
+    scene.page.render()
+    assert opened == []
+    scene.page.refresh()
+    assert opened
 
 
 def test_a_label_cannot_forge_a_line(scene: Scene) -> None:
