@@ -17,7 +17,8 @@ from forwarder.brokers.config import (
     consuming_config,
     sqs_wait_s,
 )
-from forwarder.brokers.leases import Delivery, LeaseBook, Leases
+from forwarder.brokers.deliveries import Delivery, Leases
+from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.pardons import Pardons
 from forwarder.cloud.per_process import PerProcess
 from forwarder.cloud.session import AwsSession, s3_client

@@ -20,7 +20,8 @@ from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state
 
 from forwarder.brokers.background import done_within
-from forwarder.brokers.leases import Delivery, LeaseBook
+from forwarder.brokers.deliveries import Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.stop_signals import STOP_SIGNALS
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import TypeGuard
 from celery.worker import state
 
 from forwarder import __version__
-from forwarder.brokers.leases import LeaseBook, Waiting
+from forwarder.brokers.deliveries import Waiting
+from forwarder.brokers.leases import LeaseBook
 from forwarder.forwarding import errors
 from forwarder.forwarding.payload import parse_arrival
 from forwarder.settings.model import Settings

@@ -19,7 +19,8 @@ from vine import promise
 
 from forwarder.brokers.amqp.prefetch import Prefetch
 from forwarder.brokers.background import in_background, insist_in_background
-from forwarder.brokers.leases import ID_CHARS_MAX, Delivery, LeaseBook, Settlement, body_bytes
+from forwarder.brokers.deliveries import ID_CHARS_MAX, Delivery, Settlement, body_bytes
+from forwarder.brokers.leases import LeaseBook
 from forwarder.forwarding.errors import DeadLettered, ForwarderError, InvalidMessage, UnknownTask
 from forwarder.forwarding.ports import PARDONS_MAX
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from forwarder.brokers.leases import Death, is_storable
+from forwarder.brokers.deliveries import Death, is_storable
 
 #: An object in the headers of a dead letter: the fields of :class:`Death`.
 DEATH_HEADER = "x-forwarder-death"

@@ -6,7 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from forwarder.brokers.leases import Delivery, LeaseBook
+from forwarder.brokers.deliveries import Delivery
+from forwarder.brokers.leases import LeaseBook
 
 log = logging.getLogger(__name__)
 

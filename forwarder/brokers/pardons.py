@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from forwarder.brokers.background import ForkGate, in_background
-from forwarder.brokers.leases import Delivery
+from forwarder.brokers.deliveries import Delivery
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from forwarder.brokers.background import in_background, insist_in_background
-from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement, is_storable
+from forwarder.brokers.deliveries import Death, Delivery, Settlement, is_storable
+from forwarder.brokers.leases import LeaseBook
 from forwarder.forwarding.errors import SHORTAGE, DeadLettered, ForwarderError, is_shortage
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ INFERENCES = "forwarder_inference_seconds"
 
 
 class Taken(Protocol):
-    """A message that the worker holds; see :class:`forwarder.brokers.leases.Delivery`."""
+    """A message that the worker holds; see :class:`forwarder.brokers.deliveries.Delivery`."""
 
     @property
     def slot_s(self) -> float | None: ...

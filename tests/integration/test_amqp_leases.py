@@ -16,7 +16,7 @@ from forwarder.brokers.amqp.copies import Copies
 from forwarder.brokers.amqp.leases import AmqpLeases
 from forwarder.brokers.amqp.transport import AdoptedQueue
 from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER, NoSuchQueue
-from forwarder.brokers.leases import Death, Delivery
+from forwarder.brokers.deliveries import Death, Delivery
 from forwarder.testing.rabbitmq import RabbitMQ
 from tests.integration.scenes import PATIENCE_S, wait_until
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import kombu
 import pytest
 
-from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+from forwarder.brokers.deliveries import Death, Delivery, Settlement
+from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.sqs.dead_letters import SqsDeadLetters
 from forwarder.brokers.sqs.leases import SqsLeases
 from forwarder.brokers.sqs.transport import SQSTransport

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from forwarder.app import MAIN_STORE_TIMEOUT_S, Composition, client_app
-from forwarder.brokers.leases import Delivery
+from forwarder.brokers.deliveries import Delivery
 from forwarder.forwarding import errors
 from forwarder.forwarding.task import TASK_NAMES
 from forwarder.settings.datadog import AGENT_VARIABLES

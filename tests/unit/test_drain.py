@@ -14,7 +14,8 @@ import pytest
 from celery.apps.worker import Worker
 from celery.worker import WorkController, state
 
-from forwarder.brokers.leases import Delivery, LeaseBook
+from forwarder.brokers.deliveries import Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.drain import (
     ALL_BACK_BY_S,
     CLOSED_BY_S,

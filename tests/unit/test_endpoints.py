@@ -11,7 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from forwarder import endpoints
-from forwarder.brokers.leases import Delivery, LeaseBook
+from forwarder.brokers.deliveries import Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.endpoints import Endpoints, Running
 from forwarder.scaling.admission import Admission
 from forwarder.settings import SettingsError, resolve

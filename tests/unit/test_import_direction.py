@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "green_pool": ("green_slots",),
     "green_slots": (),
     "prefork_pool": (),
-    "drain": ("brokers.leases", "brokers.background", "stop_signals"),
+    "drain": ("brokers.deliveries", "brokers.leases", "brokers.background", "stop_signals"),
     **dict.fromkeys(ADAPTERS, STATED_INTERFACES),
     **dict.fromkeys(COMPOSING, ("__init__", "addresses", "settings", "forwarding", *ADAPTERS)),
     "app": ("__init__", "celery_app", "pool", *COMPOSING, "settings", "forwarding", *ADAPTERS),

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from celery.worker.consumer import Consumer
 
+from forwarder.brokers.deliveries import Delivery, Settlement
 from forwarder.brokers.keeper import LeaseKeeper
-from forwarder.brokers.leases import Delivery, LeaseBook, Settlement
+from forwarder.brokers.leases import LeaseBook
 from forwarder.settings.coherence import held_s
 from forwarder.settings.model import Settings
 from forwarder.telemetry.readiness import Readiness

@@ -14,7 +14,7 @@ from celery.worker import state
 
 from forwarder.brokers.amqp.copies import Copies
 from forwarder.brokers.dead_letters import DELIVERIES_HEADER, dead_queue, earlier_deliveries, with_death
-from forwarder.brokers.leases import Death, Delivery, Waiting
+from forwarder.brokers.deliveries import Death, Delivery, Waiting
 
 log = logging.getLogger(__name__)
 

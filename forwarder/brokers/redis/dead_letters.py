@@ -23,7 +23,7 @@ from forwarder.brokers.dead_letters import (
     with_death,
     without_death,
 )
-from forwarder.brokers.leases import Death
+from forwarder.brokers.deliveries import Death
 from forwarder.brokers.redis.intake import list_for
 from forwarder.brokers.redis.scripts import REVIVE
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from redis.exceptions import NoScriptError, ReadOnlyError
 
-from forwarder.brokers.leases import Death, Delivery, Waiting
+from forwarder.brokers.deliveries import Death, Delivery, Waiting
 from forwarder.brokers.redis import scripts
 from forwarder.brokers.redis.dead_letters import letter_parts
 from forwarder.brokers.redis.grace import Grace
@@ -35,7 +35,7 @@ SWEEP_S = 1.0
 
 
 class RedisLeases:
-    """The Redis side of deliveries; see :class:`forwarder.brokers.leases.Leases`.
+    """The Redis side of deliveries; see :class:`forwarder.brokers.deliveries.Leases`.
 
     ``client`` makes the ``redis.Redis`` of this object, once, at its first use; its
     socket timeouts bound how long a method blocks. ``stock_visibility_timeout_s``

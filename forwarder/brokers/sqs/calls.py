@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from forwarder.brokers.leases import Delivery
+from forwarder.brokers.deliveries import Delivery
 from forwarder.brokers.sqs.messages import RawMessage
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from forwarder.aws_errors import describe
 from forwarder.backoff import Backoff
-from forwarder.brokers.leases import Delivery
+from forwarder.brokers.deliveries import Delivery
 from forwarder.brokers.sqs.calls import BATCH_MAX
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 from forwarder.aws_errors import describe, error_code
 from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER
-from forwarder.brokers.leases import Death, Delivery, Waiting
+from forwarder.brokers.deliveries import Death, Delivery, Waiting
 from forwarder.brokers.sqs.calls import GONE, QueueCalls, sendable, tens
 from forwarder.brokers.sqs.dead_letters import DeadQueues
 from forwarder.brokers.sqs.deletes import DeleteBuffer, Uniform
@@ -32,7 +32,7 @@ class SettlementRefused(Exception):
 
 
 class SqsLeases:
-    """The leases of one SQS queue; see :class:`forwarder.brokers.leases.Leases`.
+    """The leases of one SQS queue; see :class:`forwarder.brokers.deliveries.Leases`.
 
     ``client`` returns the process's boto3 client, ``poller`` the one for long polls
     of ``wait_s``, whose calls may take longer. A receipt handle may keep working after

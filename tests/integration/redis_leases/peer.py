@@ -12,7 +12,8 @@ from typing import Any
 import redis
 from kombu import Connection, Queue
 
-from forwarder.brokers.leases import Death, Delivery, LeaseBook
+from forwarder.brokers.deliveries import Death, Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.redis.leases import RedisLeases
 from forwarder.brokers.redis.transport import broker_client
 from tests.integration.scenes import PATIENCE_S

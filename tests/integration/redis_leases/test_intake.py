@@ -11,7 +11,7 @@ import pytest
 import redis
 from kombu import Connection
 
-from forwarder.brokers.leases import Settlement
+from forwarder.brokers.deliveries import Settlement
 from forwarder.testing.producer import Producer
 from forwarder.testing.services import Valkey
 from tests.integration.redis_leases.peer import TRANSPORT, MakePeer, envelope, own_keys

@@ -7,7 +7,7 @@ import time
 import pytest
 import redis
 
-from forwarder.brokers.leases import Delivery, Settlement
+from forwarder.brokers.deliveries import Delivery, Settlement
 from tests.integration.redis_leases.peer import VISIBILITY_S, MakePeer, envelope, own_keys, take_over
 
 

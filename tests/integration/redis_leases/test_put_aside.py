@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from forwarder.brokers.dead_letters import DEATH_HEADER, NoSuchLetter
-from forwarder.brokers.leases import Settlement
+from forwarder.brokers.deliveries import Settlement
 from forwarder.brokers.redis.dead_letters import RedisDeadLetters
 from tests.integration.redis_leases.peer import MakePeer, death, envelope, own_keys
 

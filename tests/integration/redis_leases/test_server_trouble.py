@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import redis
 
-from forwarder.brokers.leases import Settlement
+from forwarder.brokers.deliveries import Settlement
 from forwarder.testing.services import Valkey
 from tests.integration.redis_leases.peer import VISIBILITY_S, MakePeer, envelope, own_keys
 

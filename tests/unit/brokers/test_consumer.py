@@ -17,7 +17,8 @@ from celery.worker.loops import asynloop, synloop
 
 from forwarder.brokers import consumer as consumer_module
 from forwarder.brokers.consumer import REFUSAL_RETRY_S, TURN_S, ForwarderConsumer
-from forwarder.brokers.leases import Death, Delivery, LeaseBook
+from forwarder.brokers.deliveries import Death, Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.forwarding.errors import ForwarderError
 from forwarder.forwarding.ports import PARDONS_MAX
 from forwarder.scaling.admission import Admission

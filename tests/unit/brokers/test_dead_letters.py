@@ -16,7 +16,7 @@ from forwarder.brokers.dead_letters import (
     with_death,
     without_death,
 )
-from forwarder.brokers.leases import Death
+from forwarder.brokers.deliveries import Death
 
 DEATH = Death(
     code="dead_lettered", error="too often", queue="q", deliveries=6, at="2030-01-01T00:00:00+00:00"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from forwarder.brokers.deliveries import Delivery, Settlement
 from forwarder.brokers.keeper import LeaseKeeper, round_s
-from forwarder.brokers.leases import Delivery, LeaseBook, Settlement
+from forwarder.brokers.leases import LeaseBook
 
 
 class Broker:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from kombu.utils.json import dumps
 
-from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+from forwarder.brokers.deliveries import Death, Delivery, Settlement
+from forwarder.brokers.leases import LeaseBook
 from forwarder.scaling.admission import Admission
 
 DEATH = Death(

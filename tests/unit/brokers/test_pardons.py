@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from forwarder.brokers.background import ForkGate
-from forwarder.brokers.leases import Delivery
+from forwarder.brokers.deliveries import Delivery
 from forwarder.brokers.pardons import RETRY_S, TRIES_MAX, Pardons
 
 

@@ -23,7 +23,8 @@ from celery.worker import state
 from celery.worker.request import Request, create_request_cls  # type: ignore[attr-defined]  # the stubs lack it
 from kombu.message import Message
 
-from forwarder.brokers.leases import Death, Delivery, LeaseBook
+from forwarder.brokers.deliveries import Death, Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.request import ForwardRequest
 from forwarder.forwarding.errors import SHORTAGE, DeadLettered, InferenceTimeout
 from forwarder.forwarding.task import ForwardTask

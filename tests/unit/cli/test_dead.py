@@ -20,7 +20,7 @@ from forwarder.brokers.dead_letters import (
     read_letter,
     with_death,
 )
-from forwarder.brokers.leases import Death
+from forwarder.brokers.deliveries import Death
 from forwarder.cli import dead, tasks
 from forwarder.settings import Settings
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from forwarder.brokers.leases import Waiting
+from forwarder.brokers.deliveries import Waiting
 from forwarder.telemetry.backlog import ROUNDS_MAX, Backlog, QueueBacklog
 from forwarder.telemetry_parts import _backlog_of
 

@@ -11,7 +11,7 @@ from amqp.exceptions import NotFound
 
 from forwarder.brokers.amqp.leases import AmqpLeases
 from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER
-from forwarder.brokers.leases import Death, Delivery, Waiting
+from forwarder.brokers.deliveries import Death, Delivery, Waiting
 
 DEATH = Death(
     code="dead_lettered", error="too often", queue="q", deliveries=6, at="2030-01-01T00:00:00+00:00"

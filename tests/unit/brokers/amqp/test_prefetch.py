@@ -11,7 +11,8 @@ import pytest
 from kombu import Connection, Consumer, Queue
 
 from forwarder.brokers.amqp.prefetch import CONSUMERS_MAX, LOOKS, Prefetch, beside
-from forwarder.brokers.leases import Delivery, LeaseBook, Settlement
+from forwarder.brokers.deliveries import Delivery, Settlement
+from forwarder.brokers.leases import LeaseBook
 from forwarder.scaling.admission import Admission
 
 BUDGET = 1000

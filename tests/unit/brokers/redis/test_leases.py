@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ReadOnlyError, ResponseError
 
+from forwarder.brokers.deliveries import Delivery
 from forwarder.brokers.keeper import ROUND_S_MAX
-from forwarder.brokers.leases import Delivery
 from forwarder.brokers.redis import scripts
 from forwarder.brokers.redis.grace import grace_s
 from forwarder.brokers.redis.intake import list_for

@@ -12,7 +12,8 @@ import pytest
 from kombu.transport import redis, virtual
 from kombu.utils import json as kombu_json
 
-from forwarder.brokers.leases import Death, Delivery, LeaseBook
+from forwarder.brokers.deliveries import Death, Delivery
+from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.redis.dead_letters import RAW_HEADER, letter_parts
 from forwarder.brokers.redis.intake import Taken
 from forwarder.brokers.redis.messages import GuardedMessage, envelope_of

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from forwarder.brokers.leases import Delivery
+from forwarder.brokers.deliveries import Delivery
 from forwarder.brokers.sqs.deletes import DeleteBuffer
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from forwarder.brokers.leases import Death, Delivery, LeaseBook, Settlement
+from forwarder.brokers.deliveries import Death, Delivery, Settlement
+from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.sqs.leases import SettlementRefused, SqsLeases
 from tests.unit.brokers.sqs.fake import (
     VISIBILITY_S,
