@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from forwarder.testing.aws import Moto
 from forwarder.testing.services import ModelServer, Valkey
-from tests.integration.scenes import HELD, PATIENCE_S, wait_until
-from tests.integration.test_brokers import Route
+from tests.integration.scenes import HELD, PATIENCE_S, queue_on, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -28,17 +26,11 @@ def test_a_pool_that_grows_runs_as_many_tasks_as_it_has_children(
     valkey: Valkey,
     model_server: ModelServer,
 ) -> None:
-    route = Route()
-    route.results_in_url(valkey.url)
-    if broker == "sqs":
-        moto: Moto = request.getfixturevalue("moto")
-        route.over_sqs(moto, queue_name)
-    else:
-        route.over_url(valkey.url if broker == "redis" else request.getfixturevalue("rabbitmq").url)
-    env = route.env | model_server.env
+    place = queue_on(broker, request, queue_name)
+    env = place.env | model_server.env | {"FORWARDER_RESULT_BACKEND": valkey.url}
     running = worker(pool="prefork", env=env, args=["--autoscale", f"{MAX},{MIN}"])
     running.wait_ready()
-    sender = producer(broker_url=route.broker_url, backend=route.backend, conf=route.conf)
+    sender = producer(broker_url=place.url, backend=valkey.url, conf=place.conf)
 
     first = [sender.send({"args": {"behaviour": {"sleep_s": 0.5}}}) for _ in range(TASKS)]
     for result in first:
