@@ -27,7 +27,7 @@ from forwarder.testing.producer import Producer
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import CHECKOUT, ModelServer, NotInstalled, Service, Valkey
 from forwarder.testing.worker import Worker
-from tests.integration.scenes import RedisScene, idle, wait_until
+from tests.integration.scenes import RedisScene, idle, served, wait_until
 
 StartWorker = Callable[..., Worker]
 MakeProducer = Callable[..., Producer]
@@ -234,12 +234,8 @@ class Receiver:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield made
-    finally:
-        made.released.set()
-        made.server.shutdown()
-        thread.join()
-        made.server.server_close()
+    with served(made.server):
+        try:
+            yield made
+        finally:
+            made.released.set()

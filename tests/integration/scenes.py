@@ -6,9 +6,12 @@ and what must come is waited for with a patience that only a broken worker uses 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,6 +66,19 @@ class QueuePlace:
     env: dict[str, str]
     url: str
     conf: dict[str, Any]
+
+
+@contextmanager
+def served(server: HTTPServer) -> Iterator[None]:
+    """Let a server of the test's own answer, and close it."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def queue_on(broker: str, request: pytest.FixtureRequest, queue_name: str) -> QueuePlace:

@@ -32,6 +32,7 @@ from forwarder.hooks.errors import HookError
 from forwarder.hooks.signing import Signer
 from forwarder.settings.model import EndpointIdentity
 from forwarder.testing.certificates import write_self_signed
+from tests.integration.scenes import served
 
 KEY = b"0123456789abcdef01234567"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -77,14 +78,8 @@ def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     receiver.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with served(server):
         yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
 from forwarder.testing.producer import sqs_broker_url, sqs_conf
 from forwarder.testing.services import ModelServer, Valkey
-from tests.integration.scenes import HELD, POOLS, RedisScene, total
+from tests.integration.scenes import HELD, POOLS, RedisScene, served, total
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
@@ -58,10 +57,8 @@ class Receiver:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
-    threading.Thread(target=made.server.serve_forever, daemon=True).start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with served(made.server):
+        yield made
 
 
 @pytest.mark.parametrize("pool", POOLS)

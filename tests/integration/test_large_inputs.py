@@ -37,7 +37,7 @@ from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
 from forwarder.testing.aws_resources import client, create_bucket
 from forwarder.testing.certificates import write_self_signed
 from forwarder.testing.services import ModelServer
-from tests.integration.scenes import HELD, PATIENCE_S, POOLS, RedisScene, idle, wait_until
+from tests.integration.scenes import HELD, PATIENCE_S, POOLS, RedisScene, idle, served, wait_until
 
 MIB = 1024 * 1024
 LARGE = bytes(range(256)) * 4096 * 2
@@ -107,14 +107,8 @@ def open_shop(tls: ssl.SSLContext | None = None) -> Iterator[Shop]:
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     shop.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with served(server):
         yield shop
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def staging(folder: Path, **sources: Source) -> Staging:

@@ -6,7 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ import pytest
 from forwarder.testing.processes import Command, clean_env, free_port
 from forwarder.testing.services import Service
 from forwarder.testing.worker import Worker
-from tests.integration.scenes import PATIENCE_S, POOLS, RedisScene, total, wait_until
+from tests.integration.scenes import PATIENCE_S, POOLS, RedisScene, served, total, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Receiver
@@ -142,14 +141,8 @@ class Listener:
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     made = Listener()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with served(made.server):
         yield made
-    finally:
-        made.server.shutdown()
-        thread.join()
-        made.server.server_close()
 
 
 def traced(redis_scene: RedisScene, pool: str, agent_url: str, *envs: Mapping[str, str]) -> Worker:

@@ -20,7 +20,7 @@ from forwarder.testing.aws import Moto
 from forwarder.testing.processes import clean_env
 from forwarder.testing.services import CHECKOUT, ModelServer, Valkey
 from tests.integration.conftest import MakeProducer
-from tests.integration.scenes import PATIENCE_S
+from tests.integration.scenes import PATIENCE_S, served
 
 Tune = Callable[..., "subprocess.CompletedProcess[str]"]
 #: So long that the machine's own noise is small beside it.
@@ -94,13 +94,9 @@ def serving(
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with served(server):
         yield {"FORWARDER_PREDICT_URL": f"{url}/predict", "FORWARDER_HEALTH_URL": f"{url}/readyz"}
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def written(path: Path) -> dict[str, str]:
