@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -43,11 +44,15 @@ class S3Backend(SingleWriteBackend):
         self._denied = False
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
-        """Return whether S3 was away: it could not be asked, or had trouble itself. Not what it refuses."""
+        """Return whether S3 was away: it could not be asked, or had trouble itself. Not what it refuses.
+
+        A conflict (409) is no refusal: others wrote at the same moment, the next try finds what they wrote.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         if isinstance(exc, ClientError):
-            return bool(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500)
+            status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return bool(status == HTTPStatus.CONFLICT or status >= HTTPStatus.INTERNAL_SERVER_ERROR)
         return isinstance(exc, (OSError, BotoCoreError))
 
     def get(self, key: str | bytes) -> str | None:

@@ -53,7 +53,7 @@ class Moto(Cloud):
         """Return how to start it."""
         if any(find_spec(name) is None for name in ("moto", "flask", "flask_cors")):
             raise NotInstalled("no moto server: pip install 'forwarder[demo]'")
-        argv = [sys.executable, "-m", "moto.server", "-H", LOOPBACK, "-p", str(self.port)]
+        argv = [sys.executable, "-m", "forwarder.testing.moto_server", "-H", LOOPBACK, "-p", str(self.port)]
         return Command(argv=argv, env=clean_env(folder) | client_env(self.url))
 
     def answers(self) -> bool:

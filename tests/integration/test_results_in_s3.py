@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -14,6 +16,31 @@ from tests.integration.scenes import HELD, POOLS, asked, total, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.conftest import MakeProducer, StartWorker
+
+
+@pytest.mark.parametrize("cloud", ["moto", "localstack"])
+def test_the_stand_ins_take_one_of_several_first_writes_at_the_same_moment(
+    cloud: str, queue_name: str, request: pytest.FixtureRequest
+) -> None:
+    env = request.getfixturevalue(cloud).env
+    aws_resources.create_bucket(env, queue_name)
+    s3 = aws_resources.client(env, "s3")
+    # A checksum to be made, and much to make it of: what lies between a look and the write that follows it.
+    body = bytes(1_000_000)
+    for key in map(str, range(20)):
+        params = {"Bucket": queue_name, "Key": key, "IfNoneMatch": "*"}
+        url = urlsplit(s3.generate_presigned_url("put_object", params))
+        writers = [HTTPConnection(str(url.netloc)) for _ in range(12)]
+        for writer in writers:
+            writer.putrequest("PUT", f"{url.path}?{url.query}")
+            writer.putheader("If-None-Match", "*")
+            writer.putheader("x-amz-sdk-checksum-algorithm", "CRC32")
+            writer.putheader("Content-Length", str(len(body)))
+            writer.endheaders(body[:-1])
+        for writer in writers:
+            writer.send(body[-1:])
+        answers = sorted(writer.getresponse().status for writer in writers)
+        assert answers == [200] + 11 * [412]
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -314,6 +314,7 @@ def test_redis_is_away_where_it_can_not_be_reached(error: Exception, is_away: bo
         (EndpointConnectionError(endpoint_url="x"), True),
         (ReadTimeoutError(endpoint_url="x"), True),
         (_refused("SlowDown", 503), True),
+        (_refused("ConditionalRequestConflict", 409), True),
         (_refused("AccessDenied", 403), False),
         (UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed"), False),
     ],
