@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,19 @@ from forwarder.inference import readiness
 from forwarder.scaling.container import MIB, container_limit_bytes
 from forwarder.settings import Resolved, Settings
 from forwarder.settings.redact import without_password
+from forwarder.settings.spec import render, value_of
+from forwarder.settings.specs.inference import INFERENCE, LARGE_BODIES
+from forwarder.settings.table import BY_FIELD
 
 if TYPE_CHECKING:
+    from forwarder.scaling.container import Limit
     from forwarder.tuning.asking import Asking
+    from forwarder.tuning.child import Child
     from forwarder.tuning.levels import Level
+    from forwarder.tuning.measure import Found
     from forwarder.tuning.samples import Sample
 
+NEEDED = ("psutil", "rich")
 #: Seconds in which the inference server must tell that it is ready.
 HEALTH_TIMEOUT_S = 3.0
 #: Responses are measured up to this size at least, whatever the settings allow.
@@ -98,12 +107,15 @@ def tune(
     Payloads come from --payload, or from what waits in the queue: on Redis that
     takes nothing away. The inference server is really asked, with one request at a
     time, two, four, and so on until that brings no more: let no other worker use it
-    meanwhile. No result is stored, no hook runs, nothing is written to a
-    destination_path. Exits with 0, 1 if the server answered nothing of use, 2 for
-    payloads that can't be had, 3 if a service can't be reached.
+    meanwhile. What a process takes is read from a worker of its own, between a
+    broker and a result store of its own. No result is stored elsewhere, no hook
+    runs, nothing is written to a destination_path. Exits with 0, 1 if the server
+    answered nothing of use, 2 for payloads that can't be had, 3 if a service can't
+    be reached.
     """
-    if find_spec("rich") is None:
-        raise click.ClickException("tune needs rich: pip install 'forwarder[demo]'")
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise click.ClickException(f"tune needs {' and '.join(missing)}: pip install 'forwarder[demo]'")
     if path is not None and path.exists() and not force:
         raise click.UsageError(f"--write {path}: the file is there; --force replaces it")
     settings = resolved.settings
@@ -128,9 +140,15 @@ def _report(
     from forwarder.tuning.advice import Measured, advise
 
     asking = _asking(settings, samples, concurrency_max, seconds_max)
-    growth, levels = _measure(
-        asking, requests_max=requests_max, seconds_max=seconds_max, concurrency_max=concurrency_max
+    limit = container_limit_bytes(override_mb=settings.memory_limit_mb)
+    found = _measure(
+        asking,
+        child_of=partial(_child, samples, settings, limit),
+        requests_max=requests_max,
+        seconds_max=seconds_max,
+        concurrency_max=concurrency_max,
     )
+    levels = found.levels
     knee = knees.knee(levels)
     if knee is None:
         click.echo(f"forwarder: {_of_no_use(levels)}", err=True)
@@ -140,12 +158,14 @@ def _report(
         knee=knee,
         knee_why=knees.why(levels, knee, concurrency_max=concurrency_max),
         fetched=asking.fetched,
-        task_growth_bytes=growth,
-        limit=container_limit_bytes(override_mb=settings.memory_limit_mb),
+        task_growth_bytes=found.growth_bytes,
+        child=found.child,
+        limit=limit,
         cores=len(os.sched_getaffinity(0)),
     )
     advice = advise(measured, settings)
-    for lines in (page.measurements(measured, levels), page.recommendations(measured, settings, advice)):
+    measurements = page.measurements(measured, levels, child_why=found.child_why)
+    for lines in (measurements, page.recommendations(measured, settings, advice)):
         click.echo("\n".join(lines) + "\n")
     if knees.next_concurrency(levels, concurrency_max=concurrency_max) is not None:
         click.echo("warning: the knee was not reached: raise --max-seconds or --max-requests\n")
@@ -212,7 +232,24 @@ def _asking(
     )
 
 
-def _measure(asking: Asking, **bounds: Any) -> tuple[int | None, list[Level]]:
+def _child(
+    samples: Sequence[Sample], settings: Settings, limit: Limit, task_bytes: int, within_s: float
+) -> Child:
+    from forwarder.tuning.child import check_room
+    from forwarder.tuning.children import measure
+
+    check_room(settings, limit, task_bytes=task_bytes)
+    return measure(samples, env=_env(settings), within_s=within_s, ddtrace="ddtrace" in sys.modules)
+
+
+def _env(settings: Settings) -> dict[str, str]:
+    """Return what a task's own way through a worker depends on, and what leads to AWS, as variables."""
+    specs = (BY_FIELD["message_bytes_max"], BY_FIELD["memory_limit_mb"], *INFERENCE, *LARGE_BODIES)
+    given = {spec.environ: render(value_of(settings, spec.field)) for spec in specs}
+    return given | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def _measure(asking: Asking, **bounds: Any) -> Found:
     from rich.console import Console
 
     from forwarder.forwarding.errors import ForwarderError, InputUnavailable

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from forwarder.scaling.container import MIB, Limit
-from forwarder.scaling.peak import BASE_BYTES, COPIES, SLOT_BYTES, child_bytes, mib, peak
+from forwarder.scaling.peak import AWS_CHILD_BYTES, BASE_BYTES, COPIES, SLOT_BYTES, child_bytes, mib, peak
 from forwarder.settings.model import Pool, Settings
 from forwarder.settings.table import BY_FIELD
 from forwarder.staging.threshold import IN_MEMORY_MAX, above_for
 from forwarder.tuning.asking import Fetched
+from forwarder.tuning.child import Child
 from forwarder.tuning.levels import Level, quantile
 
 #: Seconds of CPU that one task costs a gevent worker, results in Redis: docs/performance.md.
@@ -26,6 +27,10 @@ SIZE_FACTOR = 4
 TIME_FACTOR = 10
 TASK_TIMEOUT_S_MIN = 10
 
+#: What a prefork process is planned with, for each byte that a child had: one that is alone has 1.28 of what
+#: two have, because it shares less with the main process (docs/tuning.md).
+CHILD_FACTOR = 1.3
+
 #: Budget of bytes in flight: twice what every slot's largest payload and response are.
 BUDGET_FACTOR = 2
 
@@ -34,13 +39,14 @@ KIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found out; ``task_growth_bytes`` is None where it could not be."""
+    """What was found out; ``task_growth_bytes`` and ``child`` are None where they could not be."""
 
     message_bytes: Sequence[int]
     knee: Level
     knee_why: str
     fetched: Sequence[Fetched]
     task_growth_bytes: int | None
+    child: Child | None
     limit: Limit
     cores: int
 
@@ -49,6 +55,13 @@ class Measured:
         """Return the memory of one task: measured, or by the rule of five copies, whichever is more."""
         held = max(self.message_bytes) + max(self.knee.response_bytes)
         return max(COPIES * held, self.task_growth_bytes or 0)
+
+    def child_bytes(self, settings: Settings) -> int:
+        """Return what a prefork process takes but for its task: as given, measured, or the bound for all."""
+        if self.child is None or settings.worker_rss_mb:
+            return child_bytes(settings)
+        wanted = CHILD_FACTOR * self.child.unique_bytes + settings.uses_aws * AWS_CHILD_BYTES
+        return _round_up(wanted, MIB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,8 @@ def advise(measured: Measured, settings: Settings) -> list[Advice]:
     advice.append(_bound("response_bytes_max", measured.knee.response_bytes, "response fails its task"))
     if pool == "gevent":
         advice.append(_budget(measured, settings, concurrency))
+    else:
+        advice += _child(measured, settings)
     advice.append(_task_timeout(measured))
     advice += _staging(measured, settings, concurrency)
     return advice
@@ -100,7 +115,7 @@ def _slots(measured: Measured, settings: Settings) -> tuple[Pool, int, list[Advi
     per_s = measured.knee.per_s
     cpu = per_s * TASK_CPU_S
     task = measured.task_bytes
-    child = child_bytes(settings)
+    child = measured.child_bytes(settings)
     room = measured.limit.bytes * settings.memory_high_percent / 100 - BASE_BYTES
     load = f"{per_s:.3g} tasks/s x {1000 * TASK_CPU_S:g} ms of CPU are {100 * cpu:.0f} % of a core"
     processes = f"{wanted} processes x ({mib(child)} + {size(task)})"
@@ -153,6 +168,16 @@ def _budget(measured: Measured, settings: Settings, concurrency: int) -> Advice:
     if wanted > most:
         return Advice("inflight_bytes_max", most, f"{why} would not fit: {mib(room)} / {COPIES} copies")
     return Advice("inflight_bytes_max", wanted, f"{why}; {COPIES} x that is {mib(COPIES * wanted)} of memory")
+
+
+def _child(measured: Measured, settings: Settings) -> Iterator[Advice]:
+    # With --autoscale the worker goes by the children that it has.
+    if measured.child is None or settings.worker_rss_mb or settings.autoscale is not None:
+        return
+    had = measured.child.unique_bytes / MIB
+    aws = f" + {mib(AWS_CHILD_BYTES)} for AWS clients" if settings.uses_aws else ""
+    why = f"{CHILD_FACTOR} x {had:.1f} MiB, the larger of two after {measured.child.tasks} tasks{aws}"
+    yield Advice("worker_rss_mb", measured.child_bytes(settings) // MIB, why)
 
 
 def _task_timeout(measured: Measured) -> Advice:

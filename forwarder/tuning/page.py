@@ -5,17 +5,19 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from forwarder.scaling.container import MIB
 from forwarder.settings.model import Settings
 from forwarder.settings.spec import render, value_of
 from forwarder.settings.table import BY_FIELD
 from forwarder.tuning.advice import Advice, Measured, container, size
+from forwarder.tuning.child import Child
 from forwarder.tuning.levels import Level, quantile
 
 WIDTH = 108
 
 
-def measurements(measured: Measured, levels: Sequence[Level]) -> list[str]:
-    """Return the tables of what was measured."""
+def measurements(measured: Measured, levels: Sequence[Level], *, child_why: str) -> list[str]:
+    """Return the tables of what was measured; ``child_why`` tells why no child was."""
     growth = measured.task_growth_bytes
     lines = ["Sizes", f"  {'':<11}{'p50':>12}{'p99':>12}{'largest':>12}"]
     lines.append(_spread("messages", measured.message_bytes))
@@ -27,6 +29,7 @@ def measurements(measured: Measured, levels: Sequence[Level]) -> list[str]:
         "Memory",
         f"  a task: {size(measured.task_bytes)}"
         + (f" (a process grew by {size(growth)} over one after the other)" if growth is not None else ""),
+        "  a prefork process: " + _child(measured.child, child_why),
         "",
         "Inference",
         f"  {'at a time':>9}{'answers/s':>11}{'p50 s':>9}{'p99 s':>9}{'refused':>9}{'400 and above':>15}",
@@ -70,6 +73,12 @@ def env_file(measured: Measured, settings: Settings, advice: Sequence[Advice]) -
         lines += textwrap.wrap(f"{one.why}.", WIDTH, initial_indent="# ", subsequent_indent="# ")
         lines.append(BY_FIELD[one.field].assignment(one.value))
     return "\n".join(lines) + "\n"
+
+
+def _child(child: Child | None, why: str) -> str:
+    if child is None:
+        return f"not measured: {why}"
+    return f"{child.unique_bytes / MIB:.1f} MiB for itself (the larger of two, after {child.tasks} tasks)"
 
 
 def _spread(name: str, values: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,9 @@ from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
 from forwarder.testing.processes import clean_env
 from forwarder.testing.services import CHECKOUT, ModelServer, Valkey
+from forwarder.tuning import children
+from forwarder.tuning.child import NotMeasured
+from forwarder.tuning.samples import Sample
 from tests.integration.conftest import MakeProducer
 from tests.integration.scenes import PATIENCE_S, served
 
@@ -118,6 +122,40 @@ def test_the_knee_of_a_server_with_six_slots_is_found_and_written(
     assert advised["CELERY_WORKER_POOL"] == "gevent"
     assert advised["FORWARDER_RESPONSE_BYTES_MAX"] == str(1024 * 1024)
     assert "  --concurrency " in ended.stdout
+
+
+CHILD_MIB = re.compile(r"a prefork process: ([0-9.]+) MiB for itself \(the larger of two, after 20 tasks\)")
+
+
+def test_the_memory_of_a_process_is_read_from_a_worker_at_work(tune: Tune, tmp_path: Path) -> None:
+    def child_mib(size_bytes: int) -> float:
+        payloads = tmp_path / f"{size_bytes}.jsonl"
+        payloads.write_text(json.dumps({"args": {"text": "x" * size_bytes}}))
+        with serving(4, inference_s=0.01) as env:
+            ended = tune("--payload", str(payloads), "--max-requests", "100", env=env)
+        assert ended.returncode == 0, ended.stderr
+        found = CHILD_MIB.search(ended.stdout)
+        assert found is not None, ended.stdout
+        return float(found[1])
+
+    small = child_mib(100)
+    assert 8 < small < 24  # the bound that holds where nothing is measured
+    assert child_mib(4_000_000) > small + 4  # the allocator keeps some of it
+
+
+def test_a_process_without_a_figure_has_the_reason(tune: Tune, payloads: str) -> None:
+    sample = Sample(json.dumps({"args": {"text": "hunter2"}}), message_bytes=900, url=None)
+    with serving(1, inference_s=1.0) as env:
+        with pytest.raises(NotMeasured, match="raise --max-seconds"):
+            children.measure([sample], env=env, within_s=0.1, ddtrace=False)
+        refused = {**env, "FORWARDER_TASK_TIMEOUT_S": "hunter2"}
+        with pytest.raises(NotMeasured, match="did not start") as caught:
+            children.measure([sample], env=refused, within_s=5.0, ddtrace=False)
+    assert "hunter2" not in repr(caught.value)
+    with serving(4) as env:
+        ended = tune("--payload", payloads, "--max-requests", "40", env=env)
+    assert ended.returncode == 0, ended.stderr
+    assert "a prefork process: not measured: --max-requests leaves no 20 for it" in ended.stdout
 
 
 def test_a_file_that_is_there_is_not_replaced_unless_forced(

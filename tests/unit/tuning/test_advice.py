@@ -12,6 +12,7 @@ from forwarder.settings import Settings, resolve
 from forwarder.settings.table import BY_FIELD
 from forwarder.tuning.advice import Measured, advise, applied, container, size
 from forwarder.tuning.asking import Fetched
+from forwarder.tuning.child import Child
 from forwarder.tuning.levels import Level
 from forwarder.tuning.page import env_file, measurements, recommendations
 
@@ -22,6 +23,7 @@ MEASURED = Measured(
     knee_why="8 do",
     fetched=[],
     task_growth_bytes=None,
+    child=None,
     limit=Limit(2048 * MIB, "cgroup2"),
     cores=2,
 )
@@ -76,6 +78,51 @@ def test_processes_only_where_one_core_is_not_enough_and_they_fit(
 def test_a_process_counts_as_it_usually_is_or_as_the_operator_says(settings: Settings, pool: str) -> None:
     knee, limit = replace(KNEE, per_s=600.0), Limit(400 * MIB, "cgroup2")
     assert advised(settings, knee=knee, limit=limit)["pool"] == pool
+
+
+@pytest.mark.parametrize(
+    ("settings", "pool"),
+    [
+        (Settings(), "prefork"),  # 8 x (1.3 x 12 + 3) MiB fit below 70 % of 310, less 60
+        (Settings(worker_rss_mb=30), "gevent"),
+        (Settings(result_backend="s3://bucket/"), "gevent"),  # a client is not in what was measured
+    ],
+)
+def test_a_process_that_was_measured_counts_with_some_room(settings: Settings, pool: str) -> None:
+    knee, limit = replace(KNEE, per_s=600.0), Limit(310 * MIB, "cgroup2")
+    assert advised(settings, knee=knee, limit=limit)["pool"] == "gevent"
+    assert advised(settings, knee=knee, limit=limit, child=Child(12 * MIB, 20))["pool"] == pool
+
+
+@pytest.mark.parametrize(
+    ("settings", "pool", "rss_mb"),
+    [
+        (Settings(), "prefork", 16),  # 1.3 x 12
+        (Settings(result_backend="s3://bucket/"), "prefork", 21),
+        (Settings(worker_rss_mb=30), "prefork", None),  # the operator has said it
+        (Settings(autoscale=(8, 2)), "prefork", None),  # it goes by its living children
+        (Settings(), "gevent", None),
+    ],
+)
+def test_the_measured_size_is_advised_where_nothing_else_tells_it(
+    settings: Settings, pool: str, rss_mb: int | None
+) -> None:
+    knee = replace(KNEE, per_s=600.0 if pool == "prefork" else 16.0)
+    advice = advised(settings, knee=knee, child=Child(12 * MIB, 20))
+    assert advice["pool"] == pool
+    assert advice.get("worker_rss_mb") == rss_mb
+
+
+@pytest.mark.parametrize(
+    ("child", "words"),
+    [
+        (Child(12 * MIB + MIB // 2, 20), "12.5 MiB for itself (the larger of two, after 20 tasks)"),
+        (None, "not measured: no time"),
+    ],
+)
+def test_a_process_is_shown_as_measured_or_with_the_reason_why_not(child: Child | None, words: str) -> None:
+    lines = measurements(replace(MEASURED, child=child), [KNEE], child_why="no time")
+    assert f"  a prefork process: {words}" in lines
 
 
 def test_concurrency_stays_within_the_memory() -> None:
@@ -159,7 +206,9 @@ def test_every_recommendation_is_shown_with_what_is_in_effect_and_why() -> None:
 def test_the_levels_are_shown_from_few_to_many() -> None:
     levels = [Level(1, 1.0, [0.1], [5]), Level(4, 0.0, busy=3), Level(2, 1.0, [0.1], [5])]
     rows = [
-        line.split() for line in measurements(MEASURED, levels) if line.split()[:1] in (["1"], ["2"], ["4"])
+        line.split()
+        for line in measurements(MEASURED, levels, child_why="")
+        if line.split()[:1] in (["1"], ["2"], ["4"])
     ]
     assert rows == [
         ["1", "1", "0.100", "0.100", "0", "0"],
