@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 DECISIONS = ("grow", "hold", "shrink", "block")
 
-_DECISION = re.compile(rb" autoscale action=(grow|hold|shrink|block) ")
-_SLOTS = re.compile(rb" slots_changed slots=(\d+) before=(\d+) ")
+_FIELD = re.compile(r" (\w+)=(\S+)")
 #: Celery's own words, on both ends of a child that a signal has ended.
-_KILLED = re.compile(rb" exited with 'signal 9 \(SIGKILL\)'")
-_PRESSURE = re.compile(rb" (memory_soft_limit_passed|inflight_bytes_reached) ")
+_KILLED = " exited with 'signal 9 (SIGKILL)'"
+_PRESSURE = ("memory_soft_limit_passed", "inflight_bytes_reached")
 
 
 class WorkerLog:
@@ -48,11 +49,25 @@ class WorkerLog:
         return {name: self._counts[name] for name in names}
 
     def _count(self, line: bytes) -> None:
-        if decision := _DECISION.search(line):
-            self._counts[decision[1].decode()] += 1
-        elif slots := _SLOTS.search(line):
-            self._counts["grow" if int(slots[1]) > int(slots[2]) else "shrink"] += 1
-        elif _KILLED.search(line):
+        message, fields = _told(line.decode(errors="replace"))
+        event, _, rest = message.partition(" ")
+        if event == "autoscale" and fields.get("action") in DECISIONS:
+            self._counts[fields["action"]] += 1
+        elif event == "slots_changed":
+            self._counts["grow" if int(fields["slots"]) > int(fields["before"]) else "shrink"] += 1
+        elif rest.endswith(_KILLED):
             self._counts["kills"] += 1
-        elif _PRESSURE.search(line):
+        elif event in _PRESSURE:
             self._counts["pressure"] += 1
+
+
+def _told(line: str) -> tuple[str, Mapping[str, Any]]:
+    """Return a line's message, and the fields in it: of either ``--log-format``."""
+    if line.startswith("{"):
+        try:
+            told = json.loads(line)
+            return str(told["event"]), told
+        except (ValueError, KeyError):  # somebody else writes to the same stream
+            return "", {}
+    message = line.partition(": ")[2]
+    return message, dict(_FIELD.findall(message))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import signal
 from pathlib import Path
 
@@ -12,29 +13,40 @@ from billiard.common import human_status
 
 from forwarder.loadtest.worker_log import WorkerLog
 from forwarder.scaling import green_autoscaler, memory_guard, prefork_autoscaler
+from forwarder.telemetry.json_lines import JsonLines
 
 HEAD = "2026-01-01T00:00:00.000 INFO 7 forwarder.scaling.x: "
 
 
-@pytest.mark.parametrize(
-    ("line", "name"),
-    [
-        ("autoscale action=grow reason=demand size=2 target=3 shown=2", "grow"),
-        ("autoscale action=hold reason=idle_children size=2 target=2 shown=2", "hold"),
-        ("autoscale action=shrink reason=memory_above_high size=3 target=2 shown=3", "shrink"),
-        ("autoscale action=block reason=cap size=3 target=3 shown=3", "block"),
-        ("slots_changed slots=8 before=4 running=4", "grow"),
-        ("slots_changed slots=4 before=8 running=1", "shrink"),
-        ("memory_soft_limit_passed share=0.71 limit_bytes=1 slots=3", "pressure"),
-        ("inflight_bytes_reached bytes_max=1 held=3", "pressure"),
-        ("Process 'ForkPoolWorker-3' pid:41 exited with 'signal 9 (SIGKILL)'", "kills"),
-    ],
-)
+COUNTED = [
+    ("autoscale action=grow reason=demand size=2 target=3 shown=2", "grow"),
+    ("autoscale action=hold reason=idle_children size=2 target=2 shown=2", "hold"),
+    ("autoscale action=shrink reason=memory_above_high size=3 target=2 shown=3", "shrink"),
+    ("autoscale action=block reason=cap size=3 target=3 shown=3", "block"),
+    ("slots_changed slots=8 before=4 running=4", "grow"),
+    ("slots_changed slots=4 before=8 running=1", "shrink"),
+    ("memory_soft_limit_passed share=0.71 limit_bytes=1 slots=3", "pressure"),
+    ("inflight_bytes_reached bytes_max=1 held=3", "pressure"),
+    ("Process 'ForkPoolWorker-3' pid:41 exited with 'signal 9 (SIGKILL)'", "kills"),
+]
+
+
+@pytest.mark.parametrize(("line", "name"), COUNTED)
 def test_a_line_counts_as_what_it_tells(tmp_path: Path, line: str, name: str) -> None:
-    log = tmp_path / "log"
-    log.write_text(f"{HEAD}{line}\n")
-    counts = WorkerLog(log).read()
-    assert {key: count for key, count in counts.items() if count} == {name: 1}
+    assert counted(tmp_path, f"{HEAD}{line}") == {name: 1}
+
+
+@pytest.mark.parametrize(("line", "name"), COUNTED)
+def test_a_line_of_json_counts_as_the_same(tmp_path: Path, line: str, name: str) -> None:
+    logger = "celery.pool" if name == "kills" else "forwarder.scaling.x"
+    record = logging.makeLogRecord({"name": logger, "levelname": "INFO", "msg": line})
+    assert counted(tmp_path, JsonLines().format(record)) == {name: 1}
+
+
+def counted(folder: Path, line: str) -> dict[str, int]:
+    log = folder / "log"
+    log.write_text(f"{line}\n")
+    return {name: count for name, count in WorkerLog(log).read().items() if count}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +58,13 @@ def test_a_line_counts_as_what_it_tells(tmp_path: Path, line: str, name: str) ->
     ],
 )
 def test_other_lines_count_as_nothing(tmp_path: Path, line: str) -> None:
+    assert counted(tmp_path, f"{HEAD}{line}") == {}
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"level":"INFO"}', "\udcff"])
+def test_what_somebody_else_writes_counts_as_nothing(tmp_path: Path, line: str) -> None:
     log = tmp_path / "log"
-    log.write_text(f"{HEAD}{line}\n")
+    log.write_bytes(line.encode(errors="surrogateescape") + b"\n")
     assert set(WorkerLog(log).read().values()) == {0}
 
 
