@@ -102,8 +102,10 @@ def _grow(rule: Rule, view: View, ceiling: int) -> Decision:
     allowed = min(missing, view.shown - unknown)
     fitting = min(missing, _room(view, rule.high))
     step = min(allowed, fitting)
-    if step < fitting:
-        step = min(step, max(1, _room(view, rule.low * LANDING)))
+    # A room that counts children of unknown size twice, as used and as still to grow, is not filled by a step.
+    if step < missing and (unknown or step < fitting):
+        landing = _room(view, rule.low * LANDING)
+        step = min(step, landing if unknown else max(1, landing))
     if allowed < 1 or (unknown and step < allowed):  # where memory decides, all sizes must be known
         return Decision("hold", view.size, "sizes_unknown")
     if step < 1:

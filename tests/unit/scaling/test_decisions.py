@@ -147,15 +147,20 @@ def test_under_a_steady_load_the_size_settles_and_stays(seed: int) -> None:
     assert not any(change > 0 for change in changes[changes.index(downs[0]) :]) if downs else True
 
 
-def test_the_share_of_the_cap_that_a_full_pool_reaches() -> None:
-    for limit in range(700, 4000, 50):
-        size, shown = 2, 0
+@pytest.mark.parametrize("grown", [0.0, 0.3, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("task_looks", [1, 2, 3])
+def test_the_share_of_the_cap_that_a_full_pool_reaches(grown: float, task_looks: int) -> None:
+    """However much of their size children have taken before their first task ends, and however long that takes."""
+    for limit in range(700, 4000, 25):
+        sizes = [0] * task_looks + [2]
         for _ in range(100):
-            used = 60 * MB + shown * 48 * MB
+            size, shown = sizes[-1], sizes[-1 - task_looks]
+            used = 60 * MB + int((shown + grown * (size - shown)) * 48 * MB)
             seen = View(
                 size=size, shown=shown, child_bytes=48 * MB, used_bytes=used, limit_bytes=limit * MB,
                 full=True, calm=False,
             )  # fmt: skip
-            shown, size = size, decide(RULE, seen).target
+            sizes.append(decide(RULE, seen).target)
+            assert sizes[-1] >= size, (limit, sizes)
         cap = hard_cap(limit_bytes=limit * MB, high=0.7, child_bytes=48 * MB)
-        assert size >= min(0.9 * cap, cap - 1), (limit, size, cap)
+        assert sizes[-1] >= min(0.9 * cap, cap - 1), (limit, sizes, cap)
