@@ -95,7 +95,7 @@ class Composition:
             bytes_max=settings.inflight_bytes_max or default_bytes_max(self.limit.bytes),
         )
         self.book.admission = self.admission
-        self.book.refused = self._count_refused
+        self.book.concluded = self._count_concluded
         self.parts = PerProcess(
             PartsBuilder(
                 settings=settings,
@@ -128,7 +128,9 @@ class Composition:
         app.conf.forwarder_store = store
         self._pardons = Pardons(note=store.pardon, gate=self.book.unforked)
         self.book.pardon = self._pardons.add
-        self._tracing = tracing.begin(predict_url=self._settings.predict_url)
+        self._tracing = tracing.begin(
+            predict_url=self._settings.predict_url, forks=self._settings.pool == "prefork"
+        )
         for name in TASK_NAMES:
             app.register_task(
                 ForwardTask(
@@ -213,11 +215,11 @@ class Composition:
         if self._pipe is not None and os.getpid() != self._pid:
             self._pipe.send(self.metrics.get())
 
-    def _count_refused(self, delivery: Delivery, code: str) -> None:
-        """Count a message that gets its failure from the consumer, and never a slot."""
+    def _count_concluded(self, delivery: Delivery, outcome: str) -> None:
+        """Count a task that was refused or revoked: no slot counts it."""
         metrics = self.metrics.get()
-        metrics.count("forwarder_tasks_total", queue=delivery.queue, outcome=code)
-        if code == DeadLettered.code:
+        metrics.count("forwarder_tasks_total", queue=delivery.queue, outcome=outcome)
+        if outcome == DeadLettered.code:
             metrics.count("forwarder_deliveries_total", queue=delivery.queue, kind="dead")
 
     def _used(self, used_bytes: int) -> int:

@@ -130,7 +130,7 @@ class Telemetry:
         for queue in self._settings.queues:
             for kind in ("first", "redelivered", "dead"):
                 self._metrics.count("forwarder_deliveries_total", 0, queue=queue, kind=kind)
-            for outcome in ("success", "requeued", *codes()):
+            for outcome in ("success", "requeued", "revoked", *codes()):
                 self._metrics.count("forwarder_tasks_total", 0, queue=queue, outcome=outcome)
         for hook in self._settings.hooks:
             for outcome in ("ok", "skipped", "failed"):

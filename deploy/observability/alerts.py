@@ -7,8 +7,8 @@ from typing import Literal
 
 #: Workers of one deployment: what tells deployments apart, where Prometheus has it.
 SCOPE = "namespace, job"
-FAILED = 'outcome!~"success|requeued"'
-MONITOR_FAILED = "!outcome:success,!outcome:requeued"
+FAILED = 'outcome!~"success|requeued|revoked"'
+MONITOR_FAILED = "!outcome:success,!outcome:requeued,!outcome:revoked"
 #: Errors that are a task's answer: 503 and 529 are busy, and asked again.
 ANSWERED_5XX = 'status=~"5..", status!~"503|529"'
 MONITOR_5XX = "status:5*,!status:503,!status:529"

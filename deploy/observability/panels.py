@@ -66,7 +66,7 @@ ROWS = (
             Panel(
                 "Tasks that ended",
                 "a second",
-                "By outcome: success, the code of a failure, or requeued.",
+                "By outcome: success, the code of a failure, revoked, or requeued.",
                 (rate("forwarder_tasks_total", "outcome"),),
                 stacked=True,
             ),
@@ -79,7 +79,7 @@ ROWS = (
                         "forwarder_tasks_total",
                         "outcome",
                         "queue",
-                        where=("outcome", "!", ("success", "requeued")),
+                        where=("outcome", "!", ("success", "requeued", "revoked")),
                     ),
                 ),
             ),

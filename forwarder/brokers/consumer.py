@@ -268,7 +268,7 @@ class ForwarderConsumer(Consumer):
             if not self._is_stored(delivery, error):
                 return False
             self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error)))
-            self._book.refused(delivery, error.code)
+            self._book.concluded(delivery, error.code)
         self._book.wake()
         return True
 

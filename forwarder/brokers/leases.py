@@ -33,8 +33,9 @@ class LeaseBook:
         self.wake: Callable[[], object] = lambda: None
         #: Called with each delivery that the broker counts and that is not to count against its task.
         self.pardon: Callable[[Delivery], object] = lambda delivery: None
-        #: Called with each message that was refused, and with the code of its failure.
-        self.refused: Callable[[Delivery, str], object] = lambda delivery, code: None
+        #: Called with each delivery whose task got its outcome here and not from its slot: the code of a
+        #: message that was refused, or "revoked".
+        self.concluded: Callable[[Delivery, str], object] = lambda delivery, outcome: None
         #: Whether messages that were asked for before a stop may still come after it.
         self.expecting: Callable[[], bool] = lambda: False
         #: Whether what there is room for in slots is taken. Asked for each take; never blocks.

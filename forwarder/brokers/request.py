@@ -285,11 +285,14 @@ class ForwardRequest(Request):
         store: Any = self.task.app.conf.forwarder_store
         try:
             # The copy may have stored its result just before it was killed.
-            if store.find(self.id) is None:
+            stored_before = store.find(self.id) is not None
+            if not stored_before:
                 store.mark_as_revoked(self.id, reason, request=context, store_result=self.store_errors)
         except Exception as error:  # noqa: BLE001 - whatever it was, a later try may do
             log.warning("revoked_not_stored task_id=%s error=%s", self.id, type(error).__name__)
             return False
+        if not stored_before:
+            self._book.concluded(self._delivery, "revoked")
         self.acknowledge()
         self._book.wake()
         return True

@@ -102,7 +102,7 @@ def _grow(rule: Rule, view: View, ceiling: int) -> Decision:
     allowed = min(missing, view.shown - unknown)
     fitting = min(missing, _room(view, rule.high))
     step = min(allowed, fitting)
-    # A room that counts children of unknown size twice, as used and as still to grow, is not filled by a step.
+    # A room that counts children of unknown size twice, as used and as still to grow, no step fills.
     if step < missing and (unknown or step < fitting):
         landing = _room(view, rule.low * LANDING)
         step = min(step, landing if unknown else max(1, landing))

@@ -11,7 +11,7 @@ from typing import Any
 class PoolChildren:
     """What the autoscaler must know of Celery's AsynPool, which has no public way to tell.
 
-    Its private names stand here, and tests/unit/scaling/test_prefork_autoscaler.py pins them.
+    Its private names stand here, and tests/unit/scaling/test_prefork_private_names.py pins them.
     """
 
     def __init__(self, pool: Any) -> None:

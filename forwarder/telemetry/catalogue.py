@@ -35,7 +35,7 @@ CATALOGUE = (
         "counter",
         "",
         ("queue", "outcome"),
-        "Tasks that ended: `success`, the code of a failure, or `requeued`.",
+        "Tasks that ended: `success`, the code of a failure, `revoked`, or `requeued`.",
     ),
     Metric(
         "forwarder_task_seconds",

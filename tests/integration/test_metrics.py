@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.exceptions import TaskRevokedError
 from prometheus_client.parser import text_string_to_metric_families
 
 from forwarder.testing.processes import LOOPBACK, free_port
@@ -160,6 +161,21 @@ def agent(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Agen
             sock.bind(str(tmp_path / "dsd.socket"))
             address = f"unix://{tmp_path / 'dsd.socket'}"
         yield Agent(sock), address
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_is_revoked_while_it_runs_is_counted_as_that_and_as_nothing_else(
+    pool: str, redis_scene: RedisScene, model_server: ModelServer, page: Page
+) -> None:
+    settings = {f"FORWARDER_{name}": value for name, value in page.settings.items()}
+    redis_scene.worker(pool=pool, env=redis_scene.env | settings).wait_ready()
+    result = redis_scene.send(behaviour=HELD)
+    model_server.wait_in_flight(1)
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=PATIENCE_S)
+    assert total(redis_scene.send(numbers=[4])) == 4
+    wait_until(lambda: page.sums("tasks_total") == counted(success=1, revoked=1))
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -138,13 +138,14 @@ def test_the_autoscalers_decisions_are_in_the_table_that_exporters_read() -> Non
     assert app.conf.forwarder_scaling.counts is composition.metrics.get()
 
 
-def test_a_message_that_is_refused_is_counted_under_its_code_and_one_given_up_as_dead() -> None:
+def test_what_gets_its_outcome_without_its_slot_is_counted_and_what_is_given_up_as_dead_too() -> None:
     composition = Composition(Settings())
     delivery = Delivery(tag="t", queue="q", number=9, confirmed_s=0.0, message=None)
-    for code in ("invalid_message", "dead_lettered"):
-        composition.book.refused(delivery, code)
+    for outcome in ("invalid_message", "revoked", "dead_lettered"):
+        composition.book.concluded(delivery, outcome)
     assert composition.metrics.get().snapshot() == {
         "forwarder_tasks_total{queue=q,outcome=invalid_message}": 1,
+        "forwarder_tasks_total{queue=q,outcome=revoked}": 1,
         "forwarder_tasks_total{queue=q,outcome=dead_lettered}": 1,
         "forwarder_deliveries_total{queue=q,kind=dead}": 1,
     }

@@ -150,7 +150,7 @@ def test_under_a_steady_load_the_size_settles_and_stays(seed: int) -> None:
 @pytest.mark.parametrize("grown", [0.0, 0.3, 0.7, 0.9, 1.0])
 @pytest.mark.parametrize("task_looks", [1, 2, 3])
 def test_the_share_of_the_cap_that_a_full_pool_reaches(grown: float, task_looks: int) -> None:
-    """However much of their size children have taken before their first task ends, and however long that takes."""
+    """However much of their size children take before their first task ends, and however long that is."""
     for limit in range(700, 4000, 25):
         sizes = [0] * task_looks + [2]
         for _ in range(100):

@@ -22,11 +22,6 @@ from tests.unit.brokers.sqs.fake import QUEUE_URL, FakeSqs, make_leases, raw_mes
 
 
 @pytest.fixture
-def sqs() -> FakeSqs:
-    return FakeSqs()
-
-
-@pytest.fixture
 def book(sqs: FakeSqs) -> LeaseBook:
     leases = make_leases(sqs, time.monotonic)
     return LeaseBook(lambda: leases)
