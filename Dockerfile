@@ -34,9 +34,11 @@ COPY --from=build /opt/forwarder /opt/forwarder
 COPY deploy/container/entry.sh /usr/local/bin/forwarder-entry
 
 # Bytecode was written in the build stage; the root file system may be read-only, /tmp should not be.
+# What ddtrace does for the views of web frameworks only holds up forks where its agent never answers.
 ENV PATH=/opt/forwarder/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    DD_CODE_ORIGIN_FOR_SPANS_ENABLED=false \
     FORWARDER_HTTP_PORT=9109 \
     FORWARDER_LOG_FORMAT=json
 # By number: Kubernetes can't tell from a name that it isn't root (runAsNonRoot).

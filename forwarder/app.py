@@ -216,7 +216,7 @@ class Composition:
             self._pipe.send(self.metrics.get())
 
     def _count_concluded(self, delivery: Delivery, outcome: str) -> None:
-        """Count a task that was refused or revoked: no slot counts it."""
+        """Count what no slot counts: a task that was refused or revoked, or whose message goes back."""
         metrics = self.metrics.get()
         metrics.count("forwarder_tasks_total", queue=delivery.queue, outcome=outcome)
         if outcome == DeadLettered.code:

@@ -27,11 +27,13 @@ SPAN_TYPES: Mapping[StepKind, str] = {"inference": "http", "store": "db", "hook"
 SERVER_ERROR = 500
 
 
-def begin(*, predict_url: str) -> DatadogTracing | None:
+def begin(*, predict_url: str, forks: bool) -> DatadogTracing | None:
     """Return what makes spans, or None where the process is not traced. Called once, before any fork.
 
+    ``forks``: the tasks run in children of this process, which makes no spans of its own then.
+
     What ddtrace adds to Celery's workers is taken off: its span is no error when a task
-    fails, and on SQS it has the message's body as a tag. So is what it adds to Redis's
+    fails with a code, and ours tells more. So is what it adds to Redis's
     client: half of the CPU that tracing costs, for what the store's spans tell. Traces in
     which no task runs are not sent: they would be one for each poll of a broker.
     """
@@ -44,7 +46,8 @@ def begin(*, predict_url: str) -> DatadogTracing | None:
         return None
     _take_celerys_spans_off()
     _take_rediss_spans_off()
-    tracer.configure(trace_processors=[_only_tasks()])
+    if not (forks and _leave_exporting_to_children(tracer)):
+        tracer.configure(trace_processors=[_only_tasks()])
     return DatadogTracing(tracer=tracer, propagator=HTTPPropagator, predict_url=predict_url)
 
 
@@ -74,6 +77,22 @@ def _take_rediss_spans_off() -> None:
     from ddtrace.contrib.internal.redis.patch import unpatch
 
     unpatch()  # type: ignore[no-untyped-call]
+
+
+def _leave_exporting_to_children(tracer: Any) -> bool:
+    """Close this process's exporter; a child makes its own for its first span. False where ddtrace can't.
+
+    The exporter asks the agent for /info when it is made and after each fork, and a fork waits for the
+    answer: for 3 s, at every child, where the agent takes connections and never answers. Private:
+    ``tracer.shutdown`` can't be undone in a child, and ``tracer.configure`` makes one more exporter.
+    ``shutdown_exporter`` is younger than ddtrace 4.0.
+    """
+    aggregator = tracer._span_aggregator
+    if not hasattr(aggregator.writer, "shutdown_exporter"):
+        return False
+    aggregator.user_processors = [_only_tasks()]
+    aggregator.writer.shutdown_exporter()
+    return True
 
 
 def _only_tasks() -> Any:

@@ -4,85 +4,24 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from forwarder.testing.processes import Command, clean_env, free_port
-from forwarder.testing.services import Service
-from forwarder.testing.worker import Worker
-from tests.integration.scenes import PATIENCE_S, POOLS, RedisScene, served, total, wait_until
+from forwarder.testing.services import Valkey
+from tests.integration.datadog_agent import Agent, TracedScene, scene_on, traced
+from tests.integration.scenes import PATIENCE_S, POOLS, RedisScene, served, total
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Receiver
+    from tests.integration.conftest import MakeProducer, Receiver, StartWorker
 
 SECRET = "payload-that-nobody-may-see"
-BIN = Path(sys.executable).parent
-#: A tracer that sends nothing but spans, and those soon.
-QUIET = {
-    "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
-    "DD_REMOTE_CONFIGURATION_ENABLED": "false",
-    "DD_TRACE_WRITER_INTERVAL_SECONDS": "0.2",
-}
-
-#: A stock producer that is traced, as a web service that takes a request would be.
-TRACED_PRODUCER = """
-import json, sys
-from celery import Celery
-from ddtrace.trace import tracer
-url, queue, payload = sys.argv[1:]
-app = Celery(broker=url, backend=url)
-with tracer.trace("web.request") as span:
-    args = (json.loads(payload),)
-    app.send_task("forwarder.forward", args=args, queue=queue, task_id=queue + "-traced")
-tracer.flush()
-print(json.dumps({"trace_id": span.trace_id, "span_id": span.span_id}))
-"""
-
-
-class Agent(Service):
-    """Datadog's test agent."""
-
-    name = "ddapm-test-agent"
-
-    def command(self, folder: Path) -> Command:
-        otlp = [f"--otlp-{kind}-port={free_port()}" for kind in ("http", "grpc")]
-        argv = [str(BIN / "ddapm-test-agent"), "--host", "127.0.0.1", "--port", str(self.port)]
-        return Command(
-            argv=[*argv, *otlp, "--web-ui-port=0", "--disable-llmobs-data-forwarding"],
-            env=clean_env(folder),
-        )
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def answers(self) -> bool:
-        try:
-            return bool(self._get("/info"))
-        except (OSError, urllib.error.URLError):
-            return False
-
-    def clear(self) -> None:
-        """Forget every trace."""
-        self._get("/test/session/clear")
-
-    def spans(self) -> list[dict[str, Any]]:
-        """Return every span that arrived."""
-        return [span for trace in json.loads(self._get("/test/session/traces")) for span in trace]
-
-    def _get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-            return bytes(answer.read())
+#: Both pools on one broker, and one on each of the others.
+EVERYWHERE = [("redis", "prefork"), ("redis", "gevent"), ("amqp", "prefork"), ("sqs", "gevent")]
 
 
 @pytest.fixture(scope="module")
@@ -145,64 +84,46 @@ def listener() -> Iterator[Listener]:
         yield made
 
 
-def traced(redis_scene: RedisScene, pool: str, agent_url: str, *envs: Mapping[str, str]) -> Worker:
-    """Start a worker through ``ddtrace-run`` that reports to the agent, and wait until it consumes."""
-    env = dict(redis_scene.env) | QUIET | {"DD_TRACE_AGENT_URL": agent_url}
-    for each in envs:
-        env |= each
-    worker = redis_scene.worker(pool=pool, env=env, ddtrace=True)
-    worker.wait_ready()
-    return worker
+@pytest.fixture
+def scene(
+    request: pytest.FixtureRequest,
+    broker: str,
+    queue_name: str,
+    valkey: Valkey,
+    producer: MakeProducer,
+    worker: StartWorker,
+) -> TracedScene:
+    return scene_on(broker, request, queue=queue_name, valkey=valkey, producer=producer, worker=worker)
 
 
-def send_traced(redis_scene: RedisScene, agent: Agent, payload: Mapping[str, Any]) -> dict[str, int]:
-    """Send the task ``<queue>-traced`` from a traced producer; return the ids of its span."""
-    sent = subprocess.run(
-        [str(BIN / "ddtrace-run"), sys.executable, "-c", TRACED_PRODUCER,
-         redis_scene.env["FORWARDER_BROKER_URL"], redis_scene.sender.queue, json.dumps(payload)],
-        env=clean_env(Path("/tmp")) | QUIET
-        | {"DD_TRACE_AGENT_URL": agent.url, "DD_CELERY_DISTRIBUTED_TRACING": "true"},
-        capture_output=True, text=True, check=True, timeout=PATIENCE_S,
-    )  # fmt: skip
-    return dict(json.loads(sent.stdout.splitlines()[-1]))
-
-
-def spans_named(agent: Agent, name: str, number: int = 1) -> list[dict[str, Any]]:
-    """Wait until so many spans of this name have arrived and return them."""
-
-    def found() -> list[dict[str, Any]]:
-        return [span for span in agent.spans() if span["name"] == name]
-
-    wait_until(lambda: len(found()) >= number, f"{number} of {name}")
-    return found()
-
-
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("broker", "pool"), EVERYWHERE)
 def test_one_trace_leads_from_the_producer_through_the_worker_to_the_inference_server(
-    pool: str, redis_scene: RedisScene, agent: Agent, listener: Listener, receiver: Receiver
+    broker: str, pool: str, scene: TracedScene, agent: Agent, listener: Listener, receiver: Receiver
 ) -> None:
-    traced(redis_scene, pool, agent.url, listener.env, receiver.env)
-    root = send_traced(redis_scene, agent, {"args": {"text": SECRET}})
-    task_id = f"{redis_scene.sender.queue}-traced"
-    assert redis_scene.sender.result(task_id).get(timeout=PATIENCE_S)["status_code"] == 200
+    traced(scene, pool, agent.url, listener.env, receiver.env)
+    text = SECRET * 100
+    root = scene.send_traced(agent, {"args": {"text": text}})
+    task_id = f"{scene.sender.queue}-traced"
+    assert scene.sender.result(task_id).get(timeout=PATIENCE_S)["status_code"] == 200
 
-    [task] = spans_named(agent, "forwarder.task")
+    [task] = agent.spans_named("forwarder.task")
     children = [span for span in agent.spans() if span["parent_id"] == task["span_id"]]
     by_name = {(span["name"], span["resource"]): span for span in children}
     assert task["parent_id"] == root["span_id"]
     assert {span["trace_id"] for span in [task, *children]} == {root["trace_id"] & (2**64 - 1)}
+    looked = [] if broker == "sqs" else [("forwarder.store", "look")]  # S3 tells with the write
     assert sorted(by_name) == [
         ("forwarder.hook", "callback"),
         ("forwarder.inference", "POST /predict"),
-        ("forwarder.store", "look"),
+        *looked,
         ("forwarder.store", "write SUCCESS"),
     ]
-    assert (task["resource"], task["type"]) == (redis_scene.sender.queue, "worker")
+    assert (task["resource"], task["type"]) == (scene.sender.queue, "worker")
     assert task["meta"]["forwarder.task_id"] == task_id
     assert task["meta"]["forwarder.outcome"] == "success"
     assert task["meta"]["http.status_code"] == "200"
     assert task["metrics"]["forwarder.deliveries"] == 1
-    assert task["metrics"]["http.request.content_length"] == len(json.dumps({"text": SECRET})) - 1
+    assert task["metrics"]["http.request.content_length"] == len(json.dumps({"text": text})) - 1
     assert task["metrics"]["http.response.content_length"] == 13
     # The server's own spans hang below the call.
     asked = by_name["forwarder.inference", "POST /predict"]
@@ -216,6 +137,8 @@ def test_one_trace_leads_from_the_producer_through_the_worker_to_the_inference_s
     ours = {task["span_id"], *(span["span_id"] for span in children)}
     assert "redis.command" not in {span["name"] for span in spans if span["parent_id"] in ours}
     assert SECRET not in json.dumps(spans)
+    # Nor as base64, in which a message's body is on Redis and on SQS.
+    assert max(len(tag) for span in spans for tag in span["meta"].values()) < len(text)
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -231,8 +154,8 @@ def test_a_w3c_producers_trace_goes_on_and_a_failure_marks_its_spans(
     other = redis_scene.sender.send({"args": 1}, headers=headers)
     other.get(timeout=PATIENCE_S)
 
-    tasks = {span["meta"]["forwarder.task_id"]: span for span in spans_named(agent, "forwarder.task", 2)}
-    [asked] = spans_named(agent, "forwarder.inference")
+    tasks = {span["meta"]["forwarder.task_id"]: span for span in agent.spans_named("forwarder.task", 2)}
+    [asked] = agent.spans_named("forwarder.inference")
     refused = tasks[result.id]
     assert (refused["trace_id"], refused["parent_id"]) == (0xDEF, span_id)
     assert (refused["error"], refused["meta"]["error.type"]) == (1, "PickleRefused")
@@ -258,7 +181,7 @@ def test_a_worker_that_stops_sends_its_last_spans_first(
     results = [redis_scene.send(request_id=f"t{number}", numbers=[number]) for number in range(10)]
     assert [total(result) for result in results] == list(range(10))
     assert worker.stop() == 0
-    sent = [span["meta"]["forwarder.task_id"] for span in spans_named(agent, "forwarder.task", 10)]
+    sent = [span["meta"]["forwarder.task_id"] for span in agent.spans_named("forwarder.task", 10)]
     assert sorted(sent) == sorted(result.id for result in results)
 
 
@@ -278,19 +201,19 @@ def test_an_agent_that_is_away_costs_nothing_but_its_spans(
     assert end_s - last_line_s < 10.0
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("broker", "pool"), EVERYWHERE)
 def test_without_ddtrace_w3c_context_is_passed_on_as_it_is_and_nothing_of_datadogs_is_loaded(
-    pool: str, redis_scene: RedisScene, listener: Listener
+    pool: str, scene: TracedScene, listener: Listener
 ) -> None:
-    worker = redis_scene.worker(pool=pool, env=redis_scene.env | listener.env)
+    worker = scene.worker(pool=pool, env=scene.env | listener.env)
     worker.wait_ready()
     context = {
         "traceparent": f"00-{0xAB:032x}-{0xCD:016x}-01",
         "tracestate": "vendor=1",
         "baggage": "tenant=7",
     }
-    redis_scene.sender.send({"args": 1}, headers=context).get(timeout=PATIENCE_S)
-    redis_scene.sender.send({"args": 1}, headers={"headers": context}).get(timeout=PATIENCE_S)
+    scene.sender.send({"args": 1}, headers=context).get(timeout=PATIENCE_S)
+    scene.sender.send({"args": 1}, headers={"headers": context}).get(timeout=PATIENCE_S)
     for headers in listener.headers:
         assert {name: headers[name] for name in context} == context
     assert len(listener.headers) == 2
