@@ -239,7 +239,7 @@ ALERTS = (
             "min(last_5m):max:forwarder.memory_bytes{kind:used} by {host}"
             " / max:forwarder.memory_bytes{kind:limit} by {host} > 0.9"
         ),
-        advice="It holds back by itself above 70 %; at the limit the kernel kills it.",
+        advice="Above 70 % it holds back (gevent, or with --autoscale); at the limit the kernel kills it.",
     ),
     Alert(
         name="ForwarderAwsClients",

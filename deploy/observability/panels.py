@@ -212,7 +212,7 @@ ROWS = (
             Panel(
                 "Used, and the limit: highest worker",
                 "bytes",
-                "Above 70 % of the limit the worker holds back; at the limit the kernel kills it.",
+                "Above 70 % it holds back (gevent, or with --autoscale); at the limit the kernel kills it.",
                 (gauge("forwarder_memory_bytes", "kind", take="max"),),
             ),
         ),

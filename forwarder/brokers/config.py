@@ -7,6 +7,7 @@ from typing import Any
 from kombu import Queue
 
 from forwarder.brokers.leases import LeaseBook
+from forwarder.settings.coherence import held_s
 from forwarder.settings.model import Settings
 
 #: Connections beyond one per task: event loop, subscriptions, publishing, refusals.
@@ -143,9 +144,8 @@ def heartbeat_s(visibility_timeout_s: int) -> int:
 
 
 def consumer_timeout_s(settings: Settings) -> int:
-    """Return how long a task may stay unacked: its tries and the wait for the result store, twice over."""
-    longest_s = settings.retry_slot_s + settings.task_timeout_s + settings.store_retry_s
-    return max(CONSUMER_TIMEOUT_S_MIN, int(2 * longest_s))
+    """Return how long a task may stay unacked: twice as long as it is held where all goes slowly."""
+    return max(CONSUMER_TIMEOUT_S_MIN, int(2 * held_s(settings)))
 
 
 _BY_KIND = {"redis": _redis, "sqs": _sqs, "amqp": _amqp}

@@ -34,7 +34,7 @@ class LeaseBook:
         #: Called with each delivery that the broker counts and that is not to count against its task.
         self.pardon: Callable[[Delivery], object] = lambda delivery: None
         #: Called with each delivery whose task got its outcome here and not from its slot: the code of a
-        #: message that was refused, or "revoked".
+        #: message that was refused, "revoked", or "requeued" where it got none and its message goes back.
         self.concluded: Callable[[Delivery, str], object] = lambda delivery, outcome: None
         #: Whether messages that were asked for before a stop may still come after it.
         self.expecting: Callable[[], bool] = lambda: False

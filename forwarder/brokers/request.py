@@ -22,7 +22,8 @@ from celery.worker.state import task_ready
 from forwarder.brokers.background import in_background, insist_in_background
 from forwarder.brokers.deliveries import Death, Delivery, Settlement, is_storable
 from forwarder.brokers.leases import LeaseBook
-from forwarder.forwarding.errors import SHORTAGE, DeadLettered, ForwarderError, is_shortage
+from forwarder.forwarding.errors import DeadLettered, ForwarderError, is_shortage
+from forwarder.forwarding.record import REQUEUED
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ HIDDEN = "(...)"
 #: Seconds between tries to store that a task was revoked.
 REVOKED_RETRY_S = 5.0
 
-#: Seconds, from and to, for which a message stays that the worker was too short of something to run.
-SHORTAGE_PAUSE_S = (0.5, 1.5)
+#: Seconds, from and to, for which a message stays before it goes back where its task is not at fault.
+BACK_PAUSE_S = (0.5, 1.5)
 
 
 class Consuming(NamedTuple):
@@ -155,7 +156,7 @@ class ForwardRequest(Request):
         self._settle(Settlement.ACK)
 
     def reject(self, requeue: bool = False) -> None:
-        """Give the message back, counted; or put aside what Celery can't schedule (a broken ETA)."""
+        """Give the message back, counted; or put aside what Celery can't schedule."""
         if requeue:
             self._end(Settlement.REQUEUE)
         else:
@@ -185,10 +186,9 @@ class ForwardRequest(Request):
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
-        if isinstance(error, Reject) and SHORTAGE in error.args:
+        if isinstance(error, Reject):
+            # Not the task's fault: the result store or the broker was away, or the worker lacked something.
             self._end_later(Settlement.HAND_BACK)
-        elif isinstance(error, Reject):
-            self._end(Settlement.HAND_BACK)  # not the task's fault: the result store or the broker was away
         elif isinstance(error, Ignore):
             self.acknowledge()  # it was published again
         elif return_ok and isinstance(error, ForwarderError):
@@ -217,13 +217,14 @@ class ForwardRequest(Request):
             self.reject(requeue=True)
 
     def _end_later(self, how: Settlement) -> None:
-        """Settle in about a second: what is short now is short for the next one too."""
+        """Settle in about a second: what is short or away now is so for the next one too."""
         self.send_event("task-rejected", requeue=True)
+        self._book.concluded(self._delivery, REQUEUED)
         self._is_over = True
 
         def settle() -> None:
             if state.should_stop is None:
-                self.sleep(self.uniform(*SHORTAGE_PAUSE_S))
+                self.sleep(self.uniform(*BACK_PAUSE_S))
             if self._settle(how) and how is Settlement.REQUEUE:
                 self._book.pardon(self._delivery)
             self._book.wake()
@@ -300,7 +301,10 @@ class ForwardRequest(Request):
     def _end(self, how: Settlement, death: Death | None = None) -> None:
         """Settle without an outcome, and tell Celery's monitors."""
         if self._settle(how, death):
-            self.send_event("task-rejected", requeue=how is not Settlement.PUT_ASIDE)
+            requeue = how is not Settlement.PUT_ASIDE
+            self.send_event("task-rejected", requeue=requeue)
+            if requeue:
+                self._book.concluded(self._delivery, REQUEUED)
 
     def _settle(self, how: Settlement, death: Death | None = None) -> bool:
         if self.acknowledged:

@@ -214,13 +214,13 @@ class ForwardTask(Task[..., Any]):
         """
         request = self.request
         queue = _queue(request)
-        self._parts().metrics.count("forwarder_tasks_total", queue=queue, outcome="requeued")
         self.backend.mark_as_retry(str(request.id), error, request=request)
         try:
             self._again(queue).apply_async()
         except Exception as failure:  # noqa: BLE001 - the message goes back whatever it was
             log.warning("go_back_failed task_id=%s error=%s", request.id, type(failure).__name__)
             raise Reject(error.code, requeue=True) from None
+        self._parts().metrics.count("forwarder_tasks_total", queue=queue, outcome="requeued")
         raise Ignore
 
     def _again(self, queue: str) -> Signature[Any]:

@@ -18,6 +18,9 @@ from forwarder.settings.model import AUTO_SLOTS_MAX, EndpointIdentity, Settings
 from forwarder.settings.spec import Spec
 from forwarder.settings.table import BY_FIELD, SPECS
 
+#: The container's entry point takes it away from a worker; what ``kubectl exec`` runs still has it.
+IMAGE_ENVIRON = "FORWARDER_DDTRACE"
+
 #: Kubernetes sets these in every pod for a Service that is called "forwarder".
 _KUBERNETES_SERVICE = re.compile(r"FORWARDER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 
@@ -147,7 +150,11 @@ def _refuse_unknown_keys(file: Mapping[str, object]) -> None:
 
 def _unknown_environment(environ: Mapping[str, str]) -> list[str]:
     """Return a warning for each FORWARDER_ variable that means nothing: most are misspelt."""
-    known = {CONFIG_ENVIRON, *(name for spec in SPECS for name in (spec.environ, *spec.other_environ))}
+    known = {
+        CONFIG_ENVIRON,
+        IMAGE_ENVIRON,
+        *(name for spec in SPECS for name in (spec.environ, *spec.other_environ)),
+    }
     warnings = []
     for name in sorted(environ):
         if not name.startswith("FORWARDER_") or name in known or _KUBERNETES_SERVICE.fullmatch(name):

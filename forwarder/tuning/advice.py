@@ -17,7 +17,7 @@ from forwarder.tuning.child import Child
 from forwarder.tuning.levels import Level, quantile
 
 #: Seconds of CPU that one task costs a gevent worker, results in Redis: docs/performance.md.
-TASK_CPU_S = 0.0014
+TASK_CPU_S = 0.0008
 #: Share of its core that a gevent worker may be planned with.
 CORE_SHARE = 0.7
 

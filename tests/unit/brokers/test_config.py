@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from forwarder.brokers.amqp.transport import AdoptedQueue
 from forwarder.brokers.config import broker_config, consumer_timeout_s, heartbeat_s, sqs_wait_s
 from forwarder.brokers.redis.messages import GuardedMessage
+from forwarder.settings.coherence import held_s
 from forwarder.settings.model import Settings
 
 
@@ -43,12 +45,13 @@ def test_rabbitmq_queues_are_adopted_or_made_of_the_configured_type(
     config = broker_config(Settings(broker_url="amqp://guest@127.0.0.1//", queue_type=queue_type))
     [queue] = config["task_queues"]
     assert isinstance(queue, AdoptedQueue)
-    # In milliseconds: twice 3,600 s for the call, 60 s for tries and 300 s for the result store.
-    assert queue.queue_arguments == {"x-consumer-timeout": 7_920_000, **arguments}
+    assert queue.queue_arguments == {"x-consumer-timeout": 2000 * int(held_s(Settings())), **arguments}
 
 
 def test_rabbitmq_waits_at_least_as_long_as_without_being_told() -> None:
-    assert consumer_timeout_s(Settings(task_timeout_s=1.0, retry_slot_s=1.0, store_retry_s=1.0)) == 1800
+    short = Settings(task_timeout_s=1.0, retry_slot_s=1.0, store_retry_s=1.0, input_timeout_s=1.0)
+    assert consumer_timeout_s(short) == 1800
+    assert consumer_timeout_s(replace(short, input_timeout_s=7200.0)) == 2 * 7203
 
 
 @pytest.mark.parametrize("visibility_timeout_s", [2, 5, 60, 86400])

@@ -43,11 +43,14 @@ def test_what_was_published_again_is_acked() -> None:
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_task_that_could_not_store_or_publish_goes_back_uncounted(stored: bool) -> None:
+def test_a_task_that_could_not_store_or_publish_goes_back_uncounted_a_second_later(stored: bool) -> None:
     scene = Scene()
     scene.fail(Reject("result_store_unavailable", requeue=True), stored=stored)
-    assert scene.settled == ["hand_back"]
+    assert scene.settled == [], "a store that is away is no reason to ask for it a hundred times a second"
+    scene.background.pop()()
+    assert (scene.settled, scene.sleeps) == (["hand_back"], [1.0])
     assert scene.events == ["task-rejected"]
+    assert scene.concluded == ["requeued"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +73,7 @@ def test_a_task_that_broke_off_goes_back_counted(
     scene.fail(error)
     assert scene.settled == ["requeue"]
     assert scene.events == ["task-rejected"]
+    assert scene.concluded == ["requeued"]
     assert scene.backend.away == 1
     assert SECRET not in caplog.text
 

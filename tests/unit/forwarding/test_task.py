@@ -239,6 +239,8 @@ def test_a_task_that_cant_go_back_is_requeued_and_not_published(
     assert published == []
     assert traced.info.state == "REJECTED"
     assert traced.info.retval.requeue is True
+    # Whoever gives its message back counts that.
+    assert not scene.metrics.value("forwarder_tasks_total", queue="q", outcome="requeued")
 
 
 def test_a_task_that_goes_back_starts_its_count_of_deliveries_anew(published: list[dict[str, Any]]) -> None:

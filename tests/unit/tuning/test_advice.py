@@ -54,10 +54,10 @@ def test_a_slow_answer_gets_ten_times_as_long() -> None:
     ("per_s", "cores", "limit_mb", "pool"),
     [
         (16, 2, 2048, "gevent"),
-        (499, 2, 2048, "gevent"),
-        (600, 2, 2048, "prefork"),
-        (600, 1, 2048, "gevent"),  # there is no second core
-        (600, 2, 256, "gevent"),  # 8 x 27 MiB do not fit below 70 %
+        (874, 2, 2048, "gevent"),
+        (900, 2, 2048, "prefork"),
+        (900, 1, 2048, "gevent"),  # there is no second core
+        (900, 2, 256, "gevent"),  # 8 x 27 MiB do not fit below 70 %
     ],
 )
 def test_processes_only_where_one_core_is_not_enough_and_they_fit(
@@ -76,7 +76,7 @@ def test_processes_only_where_one_core_is_not_enough_and_they_fit(
     ],
 )
 def test_a_process_counts_as_it_usually_is_or_as_the_operator_says(settings: Settings, pool: str) -> None:
-    knee, limit = replace(KNEE, per_s=600.0), Limit(400 * MIB, "cgroup2")
+    knee, limit = replace(KNEE, per_s=900.0), Limit(400 * MIB, "cgroup2")
     assert advised(settings, knee=knee, limit=limit)["pool"] == pool
 
 
@@ -89,7 +89,7 @@ def test_a_process_counts_as_it_usually_is_or_as_the_operator_says(settings: Set
     ],
 )
 def test_a_process_that_was_measured_counts_with_some_room(settings: Settings, pool: str) -> None:
-    knee, limit = replace(KNEE, per_s=600.0), Limit(310 * MIB, "cgroup2")
+    knee, limit = replace(KNEE, per_s=900.0), Limit(310 * MIB, "cgroup2")
     assert advised(settings, knee=knee, limit=limit)["pool"] == "gevent"
     assert advised(settings, knee=knee, limit=limit, child=Child(12 * MIB, 20))["pool"] == pool
 
@@ -107,7 +107,7 @@ def test_a_process_that_was_measured_counts_with_some_room(settings: Settings, p
 def test_the_measured_size_is_advised_where_nothing_else_tells_it(
     settings: Settings, pool: str, rss_mb: int | None
 ) -> None:
-    knee = replace(KNEE, per_s=600.0 if pool == "prefork" else 16.0)
+    knee = replace(KNEE, per_s=900.0 if pool == "prefork" else 16.0)
     advice = advised(settings, knee=knee, child=Child(12 * MIB, 20))
     assert advice["pool"] == pool
     assert advice.get("worker_rss_mb") == rss_mb
