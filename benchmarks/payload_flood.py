@@ -1,7 +1,8 @@
-"""Large payloads, together far more than the memory, on a gevent worker in a real memory cgroup.
+"""Large payloads, or answers, together far more than the memory, on a gevent worker in a real memory cgroup.
 
 ``python -m benchmarks.payload_flood`` runs the whole: 200 x 5 MB in 512 MiB, as the worker is, then
-with neither budget nor soft limit, which the kernel kills. Needs root, for the cgroup.
+with neither budget nor soft limit, which the kernel kills; and the same of answers. Needs root, for
+the cgroup.
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ SABOTAGE = {"FORWARDER_INFLIGHT_BYTES_MAX": str(2**40), "FORWARDER_MEMORY_HIGH_P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flood:
-    """``tasks`` payloads of ``payload_bytes``, each ``sleep_s`` at the model server, on ``slots`` slots."""
+    """``tasks`` payloads of ``payload_bytes``, each ``sleep_s`` at the model server, on ``slots`` slots.
+
+    Answers have ``answer_bytes``; 0 are small ones.
+    """
 
     tasks: int = 200
     payload_bytes: int = 5_000_000
+    answer_bytes: int = 0
     limit_mb: int = 512
     slots: int = 50
     sleep_s: float = 1.0
@@ -68,7 +73,10 @@ def run(
     broker_url = broker_url or valkey.url
     sender = Producer(broker_url=broker_url, backend=results, queue=queue)
     for number in range(flood.tasks):
-        args = {"id": str(number), "behaviour": {"sleep_s": flood.sleep_s}, "text": "x" * flood.payload_bytes}
+        behaviour: dict[str, float] = {"sleep_s": flood.sleep_s}
+        if flood.answer_bytes:
+            behaviour["huge_bytes"] = flood.answer_bytes
+        args = {"id": str(number), "behaviour": behaviour, "text": "x" * flood.payload_bytes}
         sender.send({"args": args})
     sender.close()
     settings = {
@@ -103,21 +111,25 @@ def run(
 
 
 def main() -> int:
-    """Print one JSON object a run; return 0 if nothing was killed or lost but by the sabotage."""
+    """Print one JSON object a run; return 0 if nothing was killed or lost but by the sabotages."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--tasks", type=int, default=200)
-    options.add_argument("--timeout", type=float, default=900.0, help="seconds for each of the two runs")
+    options.add_argument("--timeout", type=float, default=900.0, help="seconds for each of the four runs")
     given = options.parse_args()
-    flood = Flood(tasks=given.tasks)
-    outcomes = {}
+    payloads = Flood(tasks=given.tasks)
+    answers = Flood(tasks=given.tasks, payload_bytes=100, answer_bytes=payloads.payload_bytes)
+    wrong = 0
     with Valkey() as valkey, ModelServer() as model_server:
-        for name, env in (("forwarder", {}), ("sabotaged", SABOTAGE)):
-            flooded = run(flood, valkey=valkey, model_server=model_server, env=env, timeout_s=given.timeout)
-            outcomes[name] = flooded
-            shown = {key: value for key, value in asdict(flooded).items() if key != "log"}
-            sys.stdout.write(json.dumps({"name": name, **asdict(flood), **shown}) + "\n")
-    ours = outcomes["forwarder"]
-    return 0 if (ours.done, ours.kills) == (flood.tasks, 0) and outcomes["sabotaged"].kills else 1
+        for flood in (payloads, answers):
+            for name, env in (("forwarder", {}), ("sabotaged", SABOTAGE)):
+                flooded = run(
+                    flood, valkey=valkey, model_server=model_server, env=env, timeout_s=given.timeout
+                )
+                shown = {key: value for key, value in asdict(flooded).items() if key != "log"}
+                sys.stdout.write(json.dumps({"name": name, **asdict(flood), **shown}) + "\n")
+                safe = (flooded.done, flooded.kills) == (flood.tasks, 0)
+                wrong += safe if env else not safe
+    return min(wrong, 1)
 
 
 if __name__ == "__main__":

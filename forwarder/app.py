@@ -30,6 +30,7 @@ from forwarder.scaling.admission import Admission, default_bytes_max
 from forwarder.scaling.container import container_limit_bytes
 from forwarder.scaling.memory_guard import MemoryGuard, children
 from forwarder.scaling.process_memory import Memory
+from forwarder.scaling.turns import SharedLock, Turns, siblings
 from forwarder.settings.datadog import dogstatsd_is_on
 from forwarder.settings.model import Settings
 from forwarder.telemetry import children as child_counts
@@ -102,8 +103,7 @@ class Composition:
                 slots=slots,
                 aws=self.aws.get,
                 s3=self.s3.get,
-                # A child's responses are not in this process, and its one slot holds one.
-                hold=self.admission.hold_response if settings.pool == "gevent" else _hold_nothing,
+                hold=self.admission.hold_response if settings.pool == "gevent" else self._turns().hold,
                 metrics=self.metrics.get,
             ).build
         )
@@ -210,6 +210,19 @@ class Composition:
         samples_max = child_counts.SAMPLES_MAX if self._dogstatsd else 0
         return ProcessMetrics(samples_max=samples_max, level_changed=self._tell)
 
+    def _turns(self) -> Turns:
+        """Return what makes a prefork child wait with a large response; made before there are any."""
+        settings = self._settings
+        turns = Turns(
+            lock=SharedLock(),
+            high_bytes=self.limit.bytes * settings.memory_high_percent / 100,
+            used_bytes=self.limit.used_bytes,
+            children_max=settings.slots_max,
+            siblings=siblings,
+        )
+        signals.task_postrun.connect(turns.end, weak=False)
+        return turns
+
     def _tell(self, **_: object) -> None:
         """Let the main process know, in a child, what was counted."""
         if self._pipe is not None and os.getpid() != self._pid:
@@ -261,10 +274,6 @@ class Composition:
         return PerProcess(
             lambda: self.aws.get().client("sqs", max_attempts=1, read_timeout_s=read_timeout_s)
         ).get
-
-
-def _hold_nothing(number: int) -> None:
-    pass
 
 
 def broker_connection(settings: Settings) -> Connection:

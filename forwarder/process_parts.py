@@ -53,14 +53,14 @@ class PartsBuilder:
 
     ``slots`` is how many tasks the process runs at a time, each with at most one connection to
     each service. ``aws`` and ``s3`` return the process's session and client, ``hold`` is told
-    how many bytes of a response a slot holds.
+    how many bytes of a response a slot holds, and blocks for so many seconds at most.
     """
 
     settings: Settings
     slots: int
     aws: Callable[[], AwsSession]
     s3: Callable[[], Any]
-    hold: Callable[[int], object]
+    hold: Callable[[int, float], object]
     metrics: Callable[[], ProcessMetrics]
 
     def build(self) -> ProcessParts:

@@ -30,7 +30,8 @@ class InferenceClient:
     request from start to end. ``idle_max`` bounds the connections kept open
     between requests; size it to the concurrency. Timeouts are in seconds:
     connecting, between two reads, and the whole call. ``hold`` is told how many
-    bytes of the response the calling greenlet has, as they come.
+    bytes of the response the calling greenlet has, as they come, and may block for
+    as many seconds as it is told.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class InferenceClient:
         total_timeout_s: float,
         response_bytes_max: int,
         idle_max: int,
-        hold: Callable[[int], object] = lambda number: None,
+        hold: Callable[[int, float], object] = lambda number, within_s: None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
@@ -114,7 +115,7 @@ class InferenceClient:
                     reader.feed(data)
                     if spool is not None:
                         reader.spill(within_s=deadline - self._monotonic())
-                    self._hold(reader.received_bytes)
+                    self._hold(reader.received_bytes, deadline - self._monotonic())
                 else:
                     reader.end()
             reusable = sent and reader.reusable

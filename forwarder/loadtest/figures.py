@@ -18,7 +18,8 @@ MIB = 1024 * 1024
 class Sample:
     """One moment of a run: sums over the worker's processes, the largest child, and the tasks so far.
 
-    What could not be looked at is None: a worker elsewhere shows nothing but results.
+    What could not be looked at is None: a worker elsewhere shows nothing but results. ``gone``
+    is a worker that ended before it was stopped.
     """
 
     at_s: float
@@ -35,6 +36,7 @@ class Sample:
     connections: int | None = None
     in_flight: int | None = None
     events: Mapping[str, int] | None = None
+    gone: bool = False
 
 
 def sampled(
@@ -48,7 +50,8 @@ def sampled(
 ) -> Sample:
     """Return the sample of one look at the worker."""
     if look is None or not look.processes:
-        return Sample(at_s=at_s, sent=sent, done=done, in_flight=in_flight, events=events)
+        gone = look is not None and look.gone
+        return Sample(at_s=at_s, sent=sent, done=done, in_flight=in_flight, events=events, gone=gone)
     return Sample(
         at_s=at_s,
         sent=sent,
@@ -129,6 +132,8 @@ def figures(
     found["in_flight_peak"] = _peak(samples, "in_flight")
     for name in ("kills", "pressure", *DECISIONS):
         found[name] = None if events is None else events[name]
+    if any(sample.gone for sample in samples):  # the log tells of children alone
+        found["kills"] = (found["kills"] or 0) + 1
     seen = [sample for sample in samples if sample.descriptors is not None]
     found["descriptors_startup"] = seen[0].descriptors if seen else None
     found["descriptors_peak"] = _peak(samples, "descriptors")

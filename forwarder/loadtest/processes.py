@@ -34,9 +34,13 @@ class ProcessLook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """The worker and its children at one moment; empty when it is gone. The main process comes first."""
+    """The worker and its children at one moment; the main process comes first.
+
+    Without any the worker is not there; ``gone`` when an earlier look has seen it.
+    """
 
     processes: tuple[ProcessLook, ...]
+    gone: bool = False
 
     @property
     def children(self) -> tuple[ProcessLook, ...]:
@@ -75,6 +79,7 @@ class Sampler:
         self._processes = processes
         self._exact: dict[int, tuple[float, ProcessMemory]] = {}  # pid to when, and what
         self._last_s = now() - 1.0
+        self._seen = False
 
     def look(self) -> Look:
         """Return what is taken up now; processes that end meanwhile are left out."""
@@ -99,7 +104,8 @@ class Sampler:
                     connections=sum(name in established for name in opened),
                 )
             )
-        return Look(processes=tuple(looks))
+        self._seen = self._seen or bool(looks)
+        return Look(processes=tuple(looks), gone=self._seen and not looks)
 
     def _estimate(self, pid: int, rss: int, own: int) -> ProcessMemory:
         if pid not in self._exact:

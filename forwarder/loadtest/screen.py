@@ -61,6 +61,8 @@ def words(sample: Sample) -> str:
         children = sample.processes - 1
         parts.append(f"{children} child{'' if children == 1 else 'ren'}")
         parts.append(f"RSS {sample.rss_mb:.0f} MB, unique {sample.unique_mb:.0f} MB")
+    if sample.gone:
+        parts.append("the worker is gone")
     if sample.in_flight is not None:
         parts.append(f"{sample.in_flight} in flight")
     if sample.events is not None:

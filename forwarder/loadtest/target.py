@@ -80,7 +80,8 @@ def deployed(resolved: Resolved, *, worker_pid: int | None, worker_log: Path | N
     limit_mb = None
     if worker_pid is not None:
         look = Sampler(pid=worker_pid).look
-        limit_mb = container_limit_bytes(override_mb=settings.memory_limit_mb).bytes / MIB
+        limit = container_limit_bytes(override_mb=settings.memory_limit_mb, pid=worker_pid)
+        limit_mb = limit.bytes / MIB
     yield Target(
         title=f"{without_password(settings.broker_url)}, queue {settings.queues[0]}",
         settings=settings,

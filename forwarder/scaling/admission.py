@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 #: Share of the memory limit that payloads and responses in flight may have. A byte of a payload was
 #: measured to cost five bytes of memory while it is held (as it came from the broker, unpacked, decoded,
 #: encoded for the inference server). So this is half of the limit, and a fifth of it is left to the worker
 #: itself and to what exceeds the estimate, until the soft limit is reached.
 INFLIGHT_SHARE = 0.1
+
+#: A response that has grown to this waits for its turn while more than the budget is in flight. What is
+#: smaller weighs little, and would wait behind tasks whose hooks take long.
+TURN_BYTES = 256 * 1024
+TURN_S = 0.05
 
 
 def default_bytes_max(limit_bytes: int) -> int:
@@ -23,12 +30,20 @@ class Admission:
     autoscaler, and no more than ``cap``, by the memory guard; the others are not
     filled, and what runs in them is left alone. Bytes are the payloads', as the
     lease book counts them, and the responses', which are held here. A worker that
-    holds nothing may always take one message, whatever its size.
+    holds nothing may always take one message, whatever its size; and of the responses
+    that come, the one that began first always goes on.
 
-    Used by the threads or greenlets of one process. Nothing here blocks.
+    Used by the threads or greenlets of one process. Only ``hold_response`` blocks.
     """
 
-    def __init__(self, *, slots_max: int, bytes_max: int, slots: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots_max: int,
+        bytes_max: int,
+        slots: int | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         self.slots_max = slots_max
         self.bytes_max = bytes_max
         self.slots = slots_max if slots is None else slots
@@ -39,6 +54,8 @@ class Admission:
         #: The largest response that was held.
         self.response_bytes_peak = 0
         self._responses: dict[int, int] = {}
+        self._payload_bytes = 0
+        self._sleep = sleep
 
     def __repr__(self) -> str:
         return (
@@ -53,6 +70,7 @@ class Admission:
 
     def room(self, *, free: int, held: int, payload_bytes: int) -> int:
         """Return how many of the ``free`` slots may be filled, beside ``held`` messages of so many bytes."""
+        self._payload_bytes = payload_bytes
         if self.bytes_left(payload_bytes) > 0:
             room = free - self.slots_max + min(self.slots, self.cap)
             return max(room, 0 if held else min(free, 1))
@@ -63,11 +81,23 @@ class Admission:
         """Return what is left of the budget beside payloads of so many bytes; less than 1 is nothing."""
         return self.bytes_max - payload_bytes - self.response_bytes
 
-    def hold_response(self, number: int) -> None:
-        """Note how many bytes of a response the calling slot holds, instead of what it held before."""
+    def hold_response(self, number: int, within_s: float) -> None:
+        """Note how many bytes of a response the calling slot holds, instead of what it held before.
+
+        Blocks, for ``within_s`` at most, while more than the budget is in flight and it is
+        not this response's turn: the rest of it stays with the inference server.
+        """
         slot = threading.get_ident()
         self.response_bytes += number - self._responses.get(slot, 0)
         self._responses[slot] = number
+        while (
+            number >= TURN_BYTES
+            and within_s > 0
+            and self.bytes_left(self._payload_bytes) < 0
+            and next(iter(self._responses)) != slot
+        ):
+            self._sleep(TURN_S)
+            within_s -= TURN_S
 
     def drop_response(self) -> None:
         """Note that the calling slot holds no response any more."""

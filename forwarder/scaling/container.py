@@ -1,9 +1,9 @@
-"""How much memory this process may use, and how much of it is in use and can't be dropped."""
+"""How much memory a process may use, and how much of it is in use and can't be dropped."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,16 +56,23 @@ class Limit:
         return max(0, used - sum(map(int, droppable.findall(stat))))
 
 
-def container_limit_bytes(*, override_mb: int | None, root: Path = Path("/")) -> Limit:
+def container_limit_bytes(
+    *, override_mb: int | None, pid: int | None = None, root: Path = Path("/")
+) -> Limit:
     """Return the memory limit: the setting (MiB), else the smallest of the cgroups above, else the host's.
 
-    ``root`` is the file system's, for tests. Raises OSError where there is no
-    /proc/meminfo and no setting. Does not block.
+    That of this process, or of ``pid``, whose container is looked into as it sees
+    itself. ``root`` is the file system's, for tests. Raises OSError where there is
+    no /proc/meminfo and no setting. Does not block.
     """
     if override_mb is not None:
         return Limit(override_mb * MIB, "setting")
     host = _host(root)
-    return min([host, *_limits(root)], key=lambda limit: limit.bytes)
+    if pid is None:
+        groups = _groups(root / "proc/self", files=root)
+    else:
+        groups = _groups(root / f"proc/{pid}", files=root / f"proc/{pid}/root")
+    return min([host, *_limits(groups)], key=lambda limit: limit.bytes)
 
 
 def _host(root: Path) -> Limit:
@@ -75,9 +82,9 @@ def _host(root: Path) -> Limit:
     return Limit(int(found[1]) * 1024, "host")
 
 
-def _limits(root: Path) -> Iterator[Limit]:
-    """Yield the limit of each cgroup from this process's own up to the highest that can be seen."""
-    for source, point, own in _groups(root):
+def _limits(groups: Iterable[tuple[Source, Path, Path]]) -> Iterator[Limit]:
+    """Yield the limit of each cgroup from the process's own up to the highest that can be seen."""
+    for source, point, own in groups:
         group = own
         while True:
             bytes_max = _limit_of(group / _FILES[source][0])
@@ -95,10 +102,13 @@ def _limit_of(path: Path) -> int | None:
         return None
 
 
-def _groups(root: Path) -> Iterator[tuple[Source, Path, Path]]:
-    """Yield version, mount point and own folder of the memory cgroups that are mounted."""
-    names = _own_names(root)
-    for line in _lines(root / "proc/self/mountinfo"):
+def _groups(proc: Path, *, files: Path) -> Iterator[tuple[Source, Path, Path]]:
+    """Yield version, mount point and own folder of the memory cgroups that are mounted.
+
+    ``proc`` is the process's folder there, ``files`` the root of the file system that it sees.
+    """
+    names = _own_names(proc)
+    for line in _lines(proc / "mountinfo"):
         mount = _MOUNT.match(line)
         if mount is None:
             continue
@@ -111,7 +121,7 @@ def _groups(root: Path) -> Iterator[tuple[Source, Path, Path]]:
             continue
         if source not in names:
             continue
-        point = root / mount["point"].lstrip("/")
+        point = files / mount["point"].lstrip("/")
         yield source, point, _own_folder(names[source], mount["root"], point)
 
 
@@ -125,13 +135,13 @@ def _own_folder(name: str, mounted: str, point: Path) -> Path:
     return point if ".." in inside.split("/") else point / inside  # ".." leads out of this namespace
 
 
-def _own_names(root: Path) -> dict[Source, str]:
-    """Return version to name of the cgroups of this process.
+def _own_names(proc: Path) -> dict[Source, str]:
+    """Return version to name of the cgroups of the process.
 
     https://man7.org/linux/man-pages/man7/cgroups.7.html, "/proc/pid/cgroup"
     """
     names: dict[Source, str] = {}
-    for line in _lines(root / "proc/self/cgroup"):
+    for line in _lines(proc / "cgroup"):
         number, controllers, name = line.split(":", 2)
         if number == "0" and not controllers:
             names["cgroup2"] = name

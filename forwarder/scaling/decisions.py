@@ -31,7 +31,8 @@ class View:
     """What is seen at one moment.
 
     ``size`` is the pool's, in children, ``shown`` how many of them have ended a task, so
-    that their size is known. ``child_bytes`` is what one child needs. ``full`` tells
+    that their size is known. ``child_bytes`` is what one child may need, ``child_now_bytes``
+    what the largest has now. ``full`` tells
     whether every child was busy since the last decision, ``calm`` whether two or more have
     been idle for long.
     """
@@ -39,6 +40,7 @@ class View:
     size: int
     shown: int
     child_bytes: int
+    child_now_bytes: int
     used_bytes: int
     limit_bytes: int
     full: bool
@@ -86,7 +88,8 @@ def _too_many(rule: Rule, view: View) -> str | None:
         return "memory_above_high"
     if view.size > rule.maximum:
         return "maximum"
-    child_bytes = int(view.child_bytes * STAYING)
+    # By what they have now: a large task that is over is a reason not to grow, and none to shrink.
+    child_bytes = int(view.child_now_bytes * STAYING)
     if view.size > hard_cap(limit_bytes=view.limit_bytes, high=rule.high, child_bytes=child_bytes):
         return "cap"
     return "idle_children" if view.calm else None

@@ -83,9 +83,12 @@ def _shared_and_each(settings: Settings) -> tuple[int, int]:
 
 
 def _of_a_task(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Yield what a slot has open at most: its connections, and files while its answer goes elsewhere."""
     yield "inference", 1
     yield "results", 1
+    yield "input or destination", 1
+    yield "answer's file, written and read", 2
     if settings.input_schemes:
-        yield "input and its file", 2
+        yield "input's file", 1
     if "callback" in settings.hooks:
         yield "callback", 1

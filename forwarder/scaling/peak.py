@@ -93,10 +93,10 @@ def _prefork(settings: Settings, limit: Limit) -> Iterator[Term]:
     task = task_bytes(settings) * COPIES
     children, bound = settings.concurrency, "--concurrency"
     if settings.autoscale is not None:
-        # The autoscaler counts what its children have really had; until then it starts none.
+        # By small tasks it grows to as many, and each may have a large one then.
         maximum, minimum = settings.autoscale
         high = settings.memory_high_percent / 100
-        cap = hard_cap(limit_bytes=limit.bytes, high=high, child_bytes=child + task)
+        cap = hard_cap(limit_bytes=limit.bytes, high=high, child_bytes=child)
         children = max(minimum, min(maximum, cap))
         bound = f"--autoscale {maximum},{minimum}, and {max(0, cap)} fit"
     yield from _worker(settings)

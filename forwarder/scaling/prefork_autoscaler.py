@@ -168,6 +168,7 @@ class MemoryAutoscaler(Autoscaler):
             size=self.processes,
             shown=self._children.shown(),
             child_bytes=max(self._scaling.child_bytes, *self._largest),
+            child_now_bytes=max(self._scaling.child_bytes, self._largest[-1]),
             used_bytes=sample.proportional_bytes if used is None else used,
             limit_bytes=self._scaling.limit.bytes,
             full=self._busy_peak >= self.processes,

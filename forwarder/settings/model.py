@@ -74,7 +74,7 @@ class Settings:
     destination_bytes_max: int = 1024**3
     stage_folder: str = "/tmp"  # noqa: S108 - a folder of our own is made in it
     stage_bytes_max: int = 4 * 1024**3
-    stage_above_bytes: int = 256 * 1024
+    stage_above_bytes: int = 128 * 1024
 
     # Delivery
     max_deliveries: int = 5

@@ -86,7 +86,7 @@ class StagedFile:
 
 
 def take(path: Path, *, create: bool = True) -> int | None:
-    """Open a file and lock it; return its descriptor, None when somebody else has it.
+    """Open a file and lock it; return its descriptor, None when somebody else has it, or has just removed it.
 
     Not a lock of POSIX: that belongs to the process, and its greenlets would share
     it. Does not block. Raises OSError.
@@ -100,4 +100,7 @@ def take(path: Path, *, create: bool = True) -> int | None:
         if isinstance(error, BlockingIOError):
             return None
         raise
+    if os.fstat(descriptor).st_nlink == 0:  # whoever had it ended its task between our open and our lock
+        os.close(descriptor)
+        return None
     return descriptor

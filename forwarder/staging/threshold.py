@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 log = logging.getLogger(__name__)
 
-#: Bytes of a body by reference up to which it may stay in memory; a task's memory stays under 1 MiB then.
-IN_MEMORY_MAX = 512 * 1024
+#: Bytes of a body by reference up to which it may stay in memory. Reading it takes twice as much
+#: for a moment, and so does the answer that may come beside it: a task's memory stays under 1 MiB.
+IN_MEMORY_MAX = 256 * 1024
 STEP_BYTES = 64 * 1024
 #: Inputs by which the threshold is chosen, each time so many have come.
 INPUTS = 20

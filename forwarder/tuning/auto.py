@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from forwarder.scaling.peak import SLOT_BYTES
 from forwarder.tuning.flow import Seen
-from forwarder.tuning.levels import Level, knee, next_concurrency, quantile, why
+from forwarder.tuning.levels import GAIN, Level, knee, next_concurrency, noise, quantile, why
 
 #: How many times as large, or as long in a slot, tasks are that call for a new measurement, and how many
 #: times as small. What a message has below the memory of a slot is no size.
@@ -36,8 +37,9 @@ class Step:
 class Auto:
     """Measures ``least`` slots, twice as many, and so on until that no longer pays, and stays at the best.
 
-    Never fewer than ``least``, which is the operator's own number: no measurement
-    makes the worker slower than that.
+    Where chance may have made twice as many look of use, or of none, they are
+    measured once more. Never fewer than ``least``, which is the operator's own
+    number: no measurement makes the worker slower than that.
     """
 
     def __init__(self, *, least: int, again_s: float = AGAIN_S) -> None:
@@ -63,14 +65,24 @@ class Auto:
             return None  # they open or close yet
         if slots < self.least:
             return None  # memory will give them back, or tasks of less memory come
-        self._seen.append(seen)
+        once_more = bool(self._seen) and self._seen[-1].level.concurrency == slots
+        self._seen.append(_together(self._seen.pop(), seen) if once_more else seen)
         further = None
         if slots == self.asked:
-            most = max(self.least, bound.slots)
-            further = next_concurrency(self._levels, concurrency_max=most, concurrency_min=self.least)
+            gain, doubt = _gain(self._levels)
+            if abs(gain - GAIN) < doubt and not once_more:
+                return None
+            # Half: too many slots cost little, too few cost answers.
+            further = next_concurrency(
+                self._levels,
+                concurrency_max=max(self.least, bound.slots),
+                concurrency_min=self.least,
+                gain=GAIN + doubt / 2,
+            )
         if further is not None:
             self.asked = further
-            return Step(further, f"{slots} at a time brought {seen.level.per_s:.3g} tasks/s", settled=False)
+            rate = self._levels[-1].per_s
+            return Step(further, f"{slots} at a time brought {rate:.3g} tasks/s", settled=False)
         return self._settle(now_s, bound, held_back=held_back)
 
     @property
@@ -100,13 +112,37 @@ class Auto:
         return Step(self.least, reason, settled=False)
 
 
+def _gain(levels: Sequence[Level]) -> tuple[float, float]:
+    """Return the share that the last level brings more than the one before, and how far off it is by chance.
+
+    Both are 0 where that decides nothing.
+    """
+    if len(levels) < 2:
+        return 0.0, 0.0
+    before, last = levels[-2:]
+    if last.concurrency < before.concurrency or last.refused or last.useless:
+        return 0.0, 0.0
+    ratio = last.per_s / max(before.per_s, 1e-9)
+    return ratio - 1, ratio * math.hypot(noise(before.latencies_s), noise(last.latencies_s))
+
+
+def _together(before: Seen, now: Seen) -> Seen:
+    """Return two measurements of the same slots as one, its rate over the time of both."""
+    both = before.level, now.level
+    elapsed_s = sum(len(level.latencies_s) / max(level.per_s, 1e-9) for level in both)
+    held_s = [*before.level.latencies_s, *now.level.latencies_s]
+    busy, failed = (sum(level.busy for level in both), sum(level.failed for level in both))
+    level = Level(now.level.concurrency, len(held_s) / max(elapsed_s, 1e-9), held_s, busy=busy, failed=failed)
+    return Seen(level, [*before.message_bytes, *now.message_bytes])
+
+
 def _change(before: Seen, now: Seen) -> str | None:
     """Return in words what is by much another than it was, None where nothing is."""
-    if now.level.concurrency != before.level.concurrency:
-        return None  # then the times in a slot are others, too
     sizes = [[max(SLOT_BYTES, size) for size in seen.message_bytes] for seen in (before, now)]
     if _by_much(*sizes):
         return "messages of {1:.0f} B instead of {0:.0f} B".format(*map(_median, sizes))
+    if now.level.concurrency != before.level.concurrency:
+        return None  # then the times in a slot are others, too
     times = [seen.level.latencies_s for seen in (before, now)]
     if _by_much(*times):
         return "tasks of {1:.3g} s instead of {0:.3g} s".format(*map(_median, times))

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forwarder.tuning.levels import GAIN, LEVEL_S, WAVES_MIN, Level
+from forwarder.tuning.levels import GAIN, LEVEL_S, WAVES_MIN, Level, noise
 
 #: Part of the slots that must be filled on average. With less, nothing waits for a slot, or the broker
 #: does not bring tasks as fast as they end: more slots would bring nothing then, and less is not seen.
 FULL = 0.75
+#: How far off a rate may be by chance, where times in a slot vary: so far, one that is twice as high is not
+#: taken for the same in any of 200 simulated workers. Where single tasks are very long, so many are enough.
+NOISE = 0.11
+TASKS_ENOUGH = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class Flow:
     """Measures whatever number of slots there is, again and again, for as long as it stays the same.
 
     After a change one task of each slot is left out: those find a server that is not
-    yet as busy. Then come three of each slot, and five seconds, at least.
+    yet as busy. Then come three of each slot, and five seconds, at least, and as many
+    as it takes for a rate that is not chance.
     """
 
     def __init__(self) -> None:
@@ -69,13 +74,15 @@ class Flow:
         self._done += done
         if len(self._done) < WAVES_MIN * slots or now_s - self._begun_s < LEVEL_S:
             return None
-        filled = self._filled(now_s, self._begun_s, held_since_s)
         ended = self._done
+        held_s = [one.left_s - one.taken_s for one in ended]
+        if len(ended) < TASKS_ENOUGH and noise(held_s) > NOISE:
+            return None
+        filled = self._filled(now_s, self._begun_s, held_since_s)
         busy, failed = (now - before for now, before in zip(refused, self._refused, strict=True))
         self._begin(now_s, refused)
         if filled < FULL * slots:
             return None
-        held_s = [one.left_s - one.taken_s for one in ended]
         # Little's law: what ends a second is what is inside on average, by how long each stays. Tasks that
         # end in waves, counted by time, would be off by a wave.
         per_s = filled * len(held_s) / max(sum(held_s), 1e-9)

@@ -44,12 +44,13 @@ class Level:
 
 
 def next_concurrency(
-    levels: Sequence[Level], *, concurrency_max: int, concurrency_min: int = 1
+    levels: Sequence[Level], *, concurrency_max: int, concurrency_min: int = 1, gain: float = GAIN
 ) -> int | None:
     """Return the concurrency to measure next, None when the knee is found.
 
-    From ``concurrency_min`` it doubles until that no longer pays or the server refuses, and looks once
-    between the last two that matter. A server that answers with errors is left alone.
+    From ``concurrency_min`` it doubles until that no longer pays (brings less than ``gain`` more) or the
+    server refuses, and looks once between the last two that matter. A server that answers with errors is
+    left alone.
     """
     if not levels:
         return concurrency_min
@@ -60,7 +61,7 @@ def next_concurrency(
         return None  # that was the look between
     if last.refused:
         return _between(levels[-2].concurrency, last.concurrency) if len(levels) > 1 else None
-    if len(levels) > 1 and last.per_s < levels[-2].per_s * (1 + GAIN):
+    if len(levels) > 1 and last.per_s < levels[-2].per_s * (1 + gain):
         return _between(levels[-3].concurrency, levels[-2].concurrency) if len(levels) > 2 else None
     further = min(2 * last.concurrency, concurrency_max)
     return further if further > last.concurrency else None
@@ -110,6 +111,18 @@ def quantile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that so large a share of the values does not pass (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def noise(values: Sequence[float]) -> float:
+    """Return how far off their mean is by chance, as a share of it: its standard error.
+
+    Of few values it is taken for more: those tell little about how they vary.
+    """
+    mean = sum(values) / max(1, len(values))
+    if len(values) < 2 or not mean:
+        return 0.0
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return math.sqrt(variance / len(values)) / mean * (1 + 5 / len(values))
 
 
 def _between(low: int, high: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Payloads that together are far larger than the memory: the worker slows down, and nothing dies or is lost.
+"""Payloads or answers that together are far larger than the memory: the worker slows down, and nothing dies.
 
 In a real memory cgroup, in which the kernel kills whoever passes the limit.
 """
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: In proportion to 200 x 5 MB in 512 MiB: nearly twice the limit in payloads alone.
 FLOOD = Flood(tasks=80, payload_bytes=2_500_000, limit_mb=256, slots=50, sleep_s=0.3)
+#: The same of answers, to payloads that are no reason to hold a message back.
+ANSWERS = Flood(tasks=80, payload_bytes=100, answer_bytes=2_500_000, limit_mb=256, slots=50, sleep_s=0.3)
 #: Every machine is faster.
 TIMEOUT_S = 240.0
 #: A budget that is smaller than any message.
@@ -32,10 +34,12 @@ RunFlood = Callable[..., Flooded]
 
 @pytest.fixture
 def flood(valkey: Valkey, model_server: ModelServer, missing: Callable[[str], NoReturn]) -> RunFlood:
-    def run_flood(env: Mapping[str, str] | None = None, broker_url: str | None = None) -> Flooded:
+    def run_flood(
+        env: Mapping[str, str] | None = None, broker_url: str | None = None, of: Flood = FLOOD
+    ) -> Flooded:
         try:
             return run(
-                FLOOD, valkey=valkey, model_server=model_server, env=env, broker_url=broker_url,
+                of, valkey=valkey, model_server=model_server, env=env, broker_url=broker_url,
                 timeout_s=TIMEOUT_S,
             )  # fmt: skip
         except NoCgroup as error:
@@ -57,8 +61,15 @@ def test_a_flood_of_payloads_is_worked_off_within_the_memory(flood: RunFlood) ->
     assert "inflight_bytes_reached" in flooded.log
 
 
-def test_the_same_flood_kills_a_worker_without_budget_and_soft_limit(flood: RunFlood) -> None:
-    flooded = flood(SABOTAGE)
+def test_a_flood_of_answers_is_worked_off_within_the_memory(flood: RunFlood) -> None:
+    flooded = flood(of=ANSWERS)
+    check(flooded)
+    assert flooded.in_flight_peak == ANSWERS.slots, "all are asked for before the first comes"
+
+
+@pytest.mark.parametrize("of", [FLOOD, ANSWERS], ids=["payloads", "answers"])
+def test_the_same_flood_kills_a_worker_without_budget_and_soft_limit(flood: RunFlood, of: Flood) -> None:
+    flooded = flood(SABOTAGE, of=of)
     assert flooded.kills > 0, f"{flooded.done} done, {flooded.peak_share:.2f} of the limit"
 
 

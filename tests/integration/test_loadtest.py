@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,39 @@ def test_a_deployed_worker_is_loaded_and_watched(
     assert figures["succeeded"] == 5
     assert figures["rss_peak_mb"] > 20
     assert figures["in_flight_peak"] is None
+
+
+def test_a_worker_that_is_killed_is_counted(
+    tmp_path: Path, valkey: Valkey, model_server: ModelServer
+) -> None:
+    where = {"FORWARDER_BROKER_URL": valkey.database(0), "FORWARDER_RESULT_BACKEND": valkey.database(1)}
+    with Worker(pool="gevent", env={**where, "FORWARDER_QUEUES": "killed", **model_server.env}) as worker:
+        worker.wait_ready()
+
+        def kill() -> None:
+            model_server.wait_in_flight(1)
+            worker.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        payload = tmp_path / "payload.json"
+        payload.write_text('{"args": {"numbers": [1], "behaviour": {"hold": true}}}')
+        options = (
+            "--broker-url",
+            valkey.database(0),
+            "--result-backend",
+            valkey.database(1),
+            "--queue",
+            "killed",
+        )
+        watched = ("--worker-pid", str(worker.pid), "--worker-log", str(worker.log_path))
+        ran = loadtest(
+            tmp_path, *options, *watched, "--tasks", "3", "--stall", "3", "--payload-file", str(payload)
+        )
+        killer.join()
+    assert ran.returncode == 1, ran.stdout
+    figures = report(tmp_path)["figures"]
+    assert (figures["missing"], figures["kills"]) == (3, 1)
 
 
 def test_a_broker_that_is_not_there_is_exit_3(tmp_path: Path) -> None:

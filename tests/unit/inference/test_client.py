@@ -81,7 +81,7 @@ class Bench:
             total_timeout_s=60.0,
             response_bytes_max=1000,
             idle_max=idle_max,
-            hold=self.held.append,
+            hold=lambda number, within_s: self.held.append(number),
             monotonic=lambda: self.now,
             sleep=self.slept_s.append,
         )
@@ -317,7 +317,7 @@ def test_an_answer_too_large_for_memory_goes_to_the_spool_as_it_comes(
 ) -> None:
     bench, spool = Bench(monkeypatch, Wire(*pieces)), FakeSpool()
     held: list[int] = []
-    bench.client._hold = held.append
+    bench.client._hold = lambda number, within_s: held.append(number)
     answer = bench.client.predict(b"{}", headers={}, spool=spool)
     assert spool.pieces == [b"0123456789abcdefghij", b"last"]
     assert (answer.body, answer.staged) == (b"", StagedBody(path=Path("staged"), size_bytes=24))

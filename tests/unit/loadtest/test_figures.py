@@ -81,6 +81,18 @@ def test_every_figure_that_the_report_shows_is_computed() -> None:
     assert {name for names in FIGURES.values() for name in names} == set(found)
 
 
+@pytest.mark.parametrize(("events", "kills"), [(EVENTS, 1), ({**EVENTS, "kills": 2}, 3), (None, 1)])
+def test_a_worker_that_is_gone_is_a_kill_whoever_tells_of_its_children(
+    events: dict[str, int] | None, kills: int
+) -> None:
+    there, gone = Look(processes=(process(1, 50, 30),)), Look(processes=(), gone=True)
+    samples = [
+        sampled(at_s, sent=4, done=0, look=look, in_flight=None, events=events)
+        for at_s, look in enumerate((there, gone, gone))
+    ]
+    assert figures(samples, [], sent=4, limit_mb=None)["kills"] == kills
+
+
 def test_failures_are_counted_by_code_the_most_frequent_first() -> None:
     ended = [task(0, 1, "expired"), task(0, 1, "internal"), task(0, 1, "internal"), task(0, 1)]
     assert list(failures(ended).items()) == [("internal", 2), ("expired", 1)]

@@ -132,6 +132,21 @@ def test_a_process_that_has_ended_is_left_out(proc: Proc) -> None:
     assert [each.pid for each in look.processes] == [1]
 
 
+@pytest.mark.parametrize("zombie", [False, True])
+def test_a_worker_that_was_there_and_is_no_more_is_gone(proc: Proc, zombie: bool) -> None:
+    proc.put(1, pages=10)
+    watching = sampler(proc, Clock())
+    assert not watching.look().gone
+    proc.put(1, pages=0)
+    if not zombie:
+        proc.pids.clear()
+    assert [watching.look().gone, watching.look().gone] == [True, True]
+
+
+def test_a_worker_that_was_never_there_is_not_gone(proc: Proc) -> None:
+    assert not sampler(proc, Clock()).look().gone
+
+
 def test_a_zombie_is_left_out(proc: Proc) -> None:
     proc.put(1, pages=10)
     proc.put(2, pages=0)

@@ -21,6 +21,10 @@ def test_nothing_is_made_up_of_a_worker_that_can_not_be_seen() -> None:
     assert words(Sample(at_s=1.0, sent=9, done=5)) == ""
 
 
+def test_a_worker_that_is_gone_is_told() -> None:
+    assert words(Sample(at_s=1.0, sent=9, done=5, gone=True)) == "the worker is gone"
+
+
 def test_where_nobody_watches_a_run_is_a_few_lines_however_many_samples_there_are() -> None:
     output = io.StringIO()
     screen = Screen(Console(file=output))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from unittest import mock
 
 import pytest
 
-from forwarder.scaling.admission import INFLIGHT_SHARE, Admission, default_bytes_max
+from forwarder.scaling.admission import INFLIGHT_SHARE, TURN_BYTES, Admission, default_bytes_max
 
 MIB = 1024 * 1024
 
@@ -41,7 +42,7 @@ def test_room_is_what_slots_cap_and_bytes_leave(
 
 def test_a_worker_that_holds_nothing_takes_one_message_whatever_the_budget() -> None:
     made = admission(bytes_max=1)
-    made.hold_response(50)
+    made.hold_response(50, 60.0)
     assert made.room(free=4, held=0, payload_bytes=0) == 1
 
 
@@ -53,8 +54,8 @@ def test_tasks_that_wait_for_their_eta_add_to_the_slots_as_celery_counts_them() 
 
 def test_a_response_counts_until_its_slot_drops_it() -> None:
     made = admission()
-    made.hold_response(10)
-    made.hold_response(70)
+    made.hold_response(10, 60.0)
+    made.hold_response(70, 60.0)
     assert made.bytes_left(20) == 10
     made.drop_response()
     made.drop_response()
@@ -63,10 +64,10 @@ def test_a_response_counts_until_its_slot_drops_it() -> None:
 
 def test_each_slot_drops_its_own_response_alone() -> None:
     made = admission()
-    made.hold_response(10)
+    made.hold_response(10, 60.0)
 
     def another() -> None:
-        made.hold_response(5)
+        made.hold_response(5, 60.0)
         made.drop_response()
 
     other = threading.Thread(target=another)
@@ -77,9 +78,51 @@ def test_each_slot_drops_its_own_response_alone() -> None:
 
 def test_a_new_try_takes_the_place_of_the_last_ones_response() -> None:
     made = admission()
-    made.hold_response(70)
-    made.hold_response(3)
+    made.hold_response(70, 60.0)
+    made.hold_response(3, 60.0)
     assert made.response_bytes == 3
+
+
+class Crowd:
+    """Slots whose responses come at the same time."""
+
+    def __init__(self, *, bytes_max: int) -> None:
+        self._waits: list[float] = []
+        self.admission = Admission(slots_max=4, bytes_max=bytes_max, sleep=self._waits.append)
+
+    def hold(self, slot: str, number: int, within_s: float = 10.0) -> float:
+        """Hold so many bytes in a slot; return for how many seconds it waited."""
+        self._waits.clear()
+        with mock.patch("threading.get_ident", return_value=slot):
+            self.admission.hold_response(number, within_s)
+        return round(sum(self._waits), 6)
+
+    def drop(self, slot: str) -> None:
+        with mock.patch("threading.get_ident", return_value=slot):
+            self.admission.drop_response()
+
+
+def test_of_large_responses_over_the_budget_the_first_goes_on_and_the_others_wait() -> None:
+    crowd = Crowd(bytes_max=TURN_BYTES)
+    assert crowd.hold("a", TURN_BYTES) == 0
+    assert crowd.hold("b", TURN_BYTES, within_s=1.0) == 1.0, "until its time is over"
+    assert crowd.hold("a", 5 * TURN_BYTES) == 0
+    crowd.drop("a")
+    assert crowd.hold("c", TURN_BYTES) == 10.0
+    assert crowd.hold("b", 2 * TURN_BYTES) == 0
+
+
+def test_a_response_within_the_budget_or_a_small_one_waits_for_nobody() -> None:
+    crowd = Crowd(bytes_max=10 * TURN_BYTES)
+    for slot, number in {"a": 5 * TURN_BYTES, "b": 5 * TURN_BYTES, "c": TURN_BYTES - 1}.items():
+        assert crowd.hold(slot, number) == 0
+
+
+def test_payloads_take_from_the_budget_of_the_responses() -> None:
+    crowd = Crowd(bytes_max=10 * TURN_BYTES)
+    crowd.admission.room(free=3, held=1, payload_bytes=9 * TURN_BYTES)
+    assert crowd.hold("a", TURN_BYTES) == 0
+    assert crowd.hold("b", TURN_BYTES) == 10.0
 
 
 def test_refusals_are_counted_where_bytes_are_the_reason_alone() -> None:

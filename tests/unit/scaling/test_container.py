@@ -104,6 +104,17 @@ def test_a_name_that_is_not_to_be_seen_from_here_leaves_the_mounted_one(files: P
     assert found(files) == (512, "cgroup2")
 
 
+def test_another_processs_limit_is_that_of_its_cgroup_as_its_container_sees_it(files: Path) -> None:
+    v2(files, name="/mine", limits={"mine": 900 * MB})
+    mount = V2_MOUNT.format(root="/docker/abc")
+    write(files, {"proc/7/cgroup": "0::/docker/abc/inner", "proc/7/mountinfo": mount})
+    write(files, {"proc/7/root/sys/fs/cgroup/inner/memory.max": 256 * MB})
+    assert container_limit_bytes(override_mb=None, pid=7, root=files).bytes == 256 * MB
+    assert found(files) == (900, "cgroup2")
+    gone = container_limit_bytes(override_mb=None, pid=8, root=files)
+    assert (gone.bytes, gone.source) == (HOST_MB * MB, "host")
+
+
 def test_a_limit_above_the_hosts_memory_is_none(files: Path) -> None:
     v2(files, name="/pod", limits={"pod": 2 * HOST_MB * MB})
     assert found(files) == (HOST_MB, "host")

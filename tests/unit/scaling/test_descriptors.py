@@ -15,11 +15,11 @@ from forwarder.settings.model import Settings
 @pytest.mark.parametrize(
     ("settings", "number"),
     [
-        (Settings(pool="gevent", concurrency=100), 60 + 100 * 4),
-        (Settings(pool="gevent", autoscale=(200, 2)), 60 + 200 * 4),
-        (Settings(pool="gevent", concurrency=100, input_schemes=()), 60 + 100 * 2),
-        (Settings(pool="gevent", concurrency=100, hooks=("callback",)), 60 + 100 * 5),
-        (Settings(pool="gevent", concurrency=100, hooks=("logging",)), 60 + 100 * 4 + 50),
+        (Settings(pool="gevent", concurrency=100), 60 + 100 * 6),
+        (Settings(pool="gevent", autoscale=(200, 2)), 60 + 200 * 6),
+        (Settings(pool="gevent", concurrency=100, input_schemes=()), 60 + 100 * 5),
+        (Settings(pool="gevent", concurrency=100, hooks=("callback",)), 60 + 100 * 7),
+        (Settings(pool="gevent", concurrency=100, hooks=("logging",)), 60 + 100 * 6 + 50),
         (Settings(concurrency=100), 40 + 100 * 7),
     ],
 )
@@ -29,7 +29,8 @@ def test_the_sum_for_these_settings(settings: Settings, number: int) -> None:
 
 def test_the_arithmetic_names_what_each_slot_holds() -> None:
     assert need(Settings(pool="gevent", concurrency=8, hooks=("callback",))).arithmetic == (
-        "40 + 20 spare + 8 slots x (1 inference + 1 results + 2 input and its file + 1 callback)"
+        "40 + 20 spare + 8 slots x (1 inference + 1 results + 1 input or destination"
+        " + 2 answer's file, written and read + 1 input's file + 1 callback)"
     )
 
 

@@ -28,9 +28,9 @@ GREEN: dict[str, Any] = {"pool": "gevent", "concurrency": 64, "inflight_bytes_ma
         # What comes by reference and stays in memory counts where it is more than a message may have.
         (Settings(concurrency=4, stage_above_bytes=3 * MIB, **SMALL), 60 + 4 * (24 + 20)),
         # floor(2048 x 0.7 / 34) - 1 = 41 children fit.
-        (Settings(autoscale=(100, 2), **SMALL), 60 + 41 * 34),
+        (Settings(autoscale=(100, 2), **SMALL), 60 + 58 * 34),
         (Settings(autoscale=(10, 2), **SMALL), 60 + 10 * 34),
-        (Settings(autoscale=(10, 2)), 60 + 2 * (24 + 640)),
+        (Settings(autoscale=(10, 2)), 60 + 10 * (24 + 640)),
         (Settings(**GREEN, **SMALL), 60 + 2 + 5 * 102),
         (Settings(**GREEN), 60 + 2 + 5 * 228),
         (Settings(**GREEN | {"concurrency": 640}, **SMALL), 60 + 20 + 5 * 102),

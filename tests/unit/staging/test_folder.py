@@ -190,6 +190,31 @@ def test_a_dead_workers_whole_file_is_used_again(bench: Bench) -> None:
     assert bench.files() == []
 
 
+def test_a_file_whose_task_ends_while_it_is_looked_at_is_not_found(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = bench.folder.create(3, until=bench.now, url=URL, tag='"1"')
+    file.write(b"abc")
+    file.finish()
+    opening, closing = os.open, os.close
+    closed: list[int] = []
+
+    def opened(path: Path, *how: int) -> int:
+        descriptor = opening(path, *how)
+        if path == file.body.path:
+            file.remove()
+        return descriptor
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        closing(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "close", close)
+    assert bench.find() is None
+    assert len(closed) == 3, "the other task's, ours, and the lock's"
+
+
 @pytest.mark.parametrize(
     "asked", [{"tag": '"2"'}, {"size_bytes": 4}, {"boot": "another"}], ids=["tag", "length", "boot"]
 )

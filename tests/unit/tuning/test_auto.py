@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from collections.abc import Callable
 
 import pytest
 
 from forwarder.tuning.auto import AGAIN_S, Auto, Bound, Step
-from forwarder.tuning.flow import Seen
+from forwarder.tuning.flow import Done, Flow, Seen
 from forwarder.tuning.levels import Level
 
 Server = Callable[[int], Level]
@@ -69,6 +71,73 @@ def test_it_settles_where_more_is_of_no_use_and_never_below_the_operators_number
 ) -> None:
     tried, step = run(Auto(least=4), server)
     assert (tried, step.slots) == (asked, found)
+
+
+def work(
+    *, variation: float, dice: random.Random, serves: int = 16, mean_s: float = 3.0
+) -> tuple[int, float]:
+    """Work with lognormal tasks before a server that shares itself among them; return slots and seconds.
+
+    ``variation`` is the standard deviation of their seconds by the mean.
+    """
+    auto, flow = Auto(least=4), Flow()
+    sigma = math.sqrt(math.log(1 + variation**2))
+    mu = math.log(mean_s) - sigma**2 / 2
+    now_s = shared_s = 0.0  # shared_s: what each task that was there from the start has had
+    running: list[tuple[float, float]] = []  # the shared_s at which it ends, when it was taken
+    for second in range(1, 2000):
+        done = []
+        while now_s < second:
+            while len(running) < auto.asked:
+                heapq.heappush(running, (shared_s + dice.lognormvariate(mu, sigma), now_s))
+            speed = min(1.0, serves / len(running))
+            end_s = now_s + (running[0][0] - shared_s) / speed
+            if end_s > second:
+                shared_s += (second - now_s) * speed
+                now_s = second
+            else:
+                now_s = end_s
+                shared_s, taken_s = heapq.heappop(running)
+                done.append(Done(taken_s, now_s, 1000))
+        held_since_s = [taken_s for _, taken_s in running]
+        seen = flow.look(now_s=now_s, slots=auto.asked, done=done, held_since_s=held_since_s, refused=(0, 0))
+        step = seen and auto.next(seen, now_s=now_s, bound=Bound(64, "MAX"), held_back=False)
+        if step and step.settled:
+            return step.slots, now_s
+    raise AssertionError("it does not settle")
+
+
+@pytest.mark.parametrize(
+    ("variation", "workers", "median_s"), [(0.05, 5, 100), (0.5, 20, 160), (1.0, 40, 240)]
+)
+def test_tasks_whose_times_vary_are_measured_until_the_rate_is_no_chance(
+    variation: float, workers: int, median_s: float
+) -> None:
+    """A level of a dozen such tasks leaves one worker in thirty at MIN for good."""
+    dice = random.Random(1)
+    found = [work(variation=variation, dice=dice) for _ in range(workers)]
+    assert min(slots for slots, _ in found) > 8
+    assert sum(16 <= slots <= 32 for slots, _ in found) >= 0.95 * workers
+    assert sorted(seconds for _, seconds in found)[workers // 2] <= median_s
+
+
+def test_a_gain_that_may_be_chance_is_measured_once_more_and_counts_with_all_its_tasks() -> None:
+    def half(slots: int, per_s: float) -> Seen:
+        times_s = [0.5 * slots / per_s, 1.5 * slots / per_s] * 20
+        return seen(Level(slots, per_s, times_s))
+
+    def slots_after(*measured: Seen) -> int | None:
+        auto = Auto(least=4)
+        steps = [auto.next(each, now_s=0.0, bound=FREE, held_back=False) for each in measured]
+        return None if steps[-1] is None else steps[-1].slots
+
+    assert slots_after(half(4, 4.0), half(8, 8.0)) == 16
+    assert slots_after(half(4, 4.0), half(8, 4.0)) is None
+    assert slots_after(half(4, 4.0), half(8, 4.0), half(8, 4.0)) == 4
+    assert slots_after(half(4, 4.0), half(8, 4.0), half(8, 12.0)) == 16  # 6 a second, of both
+    # 5 %, and half of the 12 % that are chance: 10 % more are taken, and nothing beyond is tried.
+    assert slots_after(half(4, 4.0), half(8, 4.4), half(8, 4.4)) == 8
+    assert slots_after(half(4, 4.0), half(8, 4.56), half(8, 4.56)) == 16
 
 
 @pytest.mark.parametrize("most", [1, 4, 5, 40])
@@ -133,6 +202,25 @@ def test_it_measures_again_when_sizes_or_times_change_fourfold(
     if step is not None:
         assert (step.slots, step.settled) == (4, False)
         assert run(auto, serving(16))[1].slots == 16
+
+
+@pytest.mark.parametrize(
+    ("message_bytes", "task_s", "again"), [(2_000_000, 1.0, True), (100_000, 8.0, False)]
+)
+def test_larger_messages_are_measured_again_where_memory_holds_the_slots_back(
+    message_bytes: int, task_s: float, again: bool
+) -> None:
+    """With other slots than were settled on, times are others anyway: sizes are not."""
+    auto = Auto(least=4)
+    for slots in (4, 8, 16):
+        measured = seen(level(slots, slots), message_bytes=100_000)
+        auto.next(measured, now_s=0.0, bound=Bound(16, "memory"), held_back=False)
+    later = Seen(Level(7, 7 / task_s, [task_s] * 10), [message_bytes] * 10)
+    step = auto.next(later, now_s=AGAIN_S, bound=Bound(7, "memory"), held_back=True)
+    assert (step is not None) is again
+    if step is not None:
+        assert (step.slots, step.settled) == (4, False)
+        assert run(auto, serving(1000), Bound(7, "memory"))[1].slots == 7
 
 
 @pytest.mark.parametrize("share", [0.4, 0.5, 0.6])

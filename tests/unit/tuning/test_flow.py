@@ -91,3 +91,18 @@ def test_what_is_refused_counts_in_the_window_in_which_it_was(busy: int, counted
     assert (level.busy, level.failed) == (counted, 7)
     after = worker.seen().level
     assert (after.busy, after.failed) == (0, 0)
+
+
+@pytest.mark.parametrize(("long_s", "every", "tasks"), [(1.05, 2, 20), (3.0, 2, 28), (500.0, 10, 400)])
+def test_the_more_tasks_vary_the_more_are_measured_and_four_hundred_are_enough(
+    long_s: float, every: int, tasks: int
+) -> None:
+    flow = Flow()
+    for second in range(1, 200):
+        lengths_s = [long_s if number % every == 0 else 1.0 for number in range(4 * second, 4 * second + 4)]
+        done = [Done(second - length_s, second, 100) for length_s in lengths_s]
+        seen = flow.look(now_s=second, slots=4, done=done, held_since_s=[float(second)] * 4, refused=(0, 0))
+        if seen:
+            assert tasks <= len(seen.message_bytes) <= tasks + 4
+            return
+    raise AssertionError("no measurement")

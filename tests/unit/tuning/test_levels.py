@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from forwarder.tuning.levels import Level, knee, next_concurrency, quantile, requests_for, why
+from forwarder.tuning.levels import Level, knee, next_concurrency, noise, quantile, requests_for, why
 
 
 def level(concurrency: int, per_s: float, *, busy: int = 0) -> Level:
@@ -116,3 +116,15 @@ def test_a_quantile_is_one_of_the_values() -> None:
     assert quantile([3, 1, 2], 0.5) == 2
     assert quantile(list(range(1, 101)), 0.99) == 99
     assert quantile([7], 0.99) == 7
+
+
+def test_the_noise_of_a_mean_is_its_standard_error_and_more_where_there_are_few() -> None:
+    assert noise([1.0, 3.0] * 5000) == pytest.approx(0.5 / 100, rel=0.001)
+    assert noise([1.0, 3.0] * 5) > 1.5 * 0.5 / 10**0.5
+    assert noise([2.0] * 10) == noise([1.0]) == noise([0.0, 0.0]) == noise([]) == 0.0
+
+
+def test_a_gain_that_is_asked_for_decides_whether_twice_as_many_pay() -> None:
+    levels = [level(1, 1.0), level(2, 1.2)]
+    assert next_concurrency(levels, concurrency_max=8) == 4
+    assert next_concurrency(levels, concurrency_max=8, gain=0.3) is None

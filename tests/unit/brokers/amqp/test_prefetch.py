@@ -174,7 +174,7 @@ def test_a_budget_that_is_passed_by_a_little_is_passed_too() -> None:
     broker = Broker(unknown=100)
     broker.size = 100
     broker.push()
-    broker.admission.hold_response(1)
+    broker.admission.hold_response(1, 60.0)
     assert broker.prefetch.exceeded
     broker.adjust()
     assert broker.cancelled == 1
