@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.xdist_group("container"),  # the image is made once
-    pytest.mark.timeout(400),  # what is downloaded counts for the first test
+    pytest.mark.timeout(600),  # what is downloaded counts for the first test
 ]
 
 BUILD, IMAGE = parse((CHECKOUT / "Dockerfile").read_text())
@@ -93,7 +93,7 @@ class Rehearsal:
             cwd=self.workdir,
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=350,
             check=False,
         )
         assert done.returncode == 0, f"RUN {instruction.text}\n{done.stdout}\n{done.stderr}"
