@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from urllib.parse import urlsplit, urlunsplit
 
 import click
 
+from forwarder.cli.extras import require
 from forwarder.cli.interruption import Interruption
-
-NEEDED = ("boto3", "moto", "psutil", "rich")
 
 
 @click.command()
@@ -29,8 +27,7 @@ def demo(pool: str, tasks: int, predict_url: str | None, health_url: str | None)
     Starts everything it needs on 127.0.0.1 and leaves nothing behind. Tasks go
     through Redis first, then as many through SQS with results in S3.
     """
-    if absent := [name for name in NEEDED if find_spec(name) is None]:
-        raise click.ClickException(f"the demo needs {', '.join(absent)}: pip install 'forwarder[demo]'")
+    require("the demo", "boto3", "moto", "psutil", "rich")
     from rich.console import Console
 
     from forwarder.demo.run import Demo, Inference

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,14 @@ import click
 
 from forwarder.cli import tasks
 from forwarder.cli.exits import FAILED, OK
+from forwarder.cli.extras import require
 from forwarder.cli.interruption import Interruption
 from forwarder.cli.options import SettingsCommand, with_options, with_settings
 from forwarder.cli.submit import read_payload
 from forwarder.loadtest import shape as shapes
 from forwarder.settings import Resolved, Settings
 from forwarder.settings.coherence import DEFAULT
-from forwarder.settings.spec import render, value_of
+from forwarder.settings.spec import environment
 from forwarder.settings.table import SPECS
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from forwarder.loadtest.screen import Screen
     from forwarder.loadtest.target import Target
 
-NEEDED = ("psutil", "rich")
 #: Seconds without a result after which the rest is given up, besides two of the longest tasks.
 STALL_S = 60.0
 
@@ -125,8 +124,7 @@ def loadtest(*, resolved: Resolved, folder: Path, compared: Path | None, **asked
     the sample model server only. Exits with 0 when every task succeeded, 1 when
     not, 3 if the broker or the results can't be reached.
     """
-    if absent := [each for each in NEEDED if find_spec(each) is None]:
-        raise click.ClickException(f"the load test needs {', '.join(absent)}: pip install 'forwarder[demo]'")
+    require("the load test", "psutil", "rich")
     from rich.console import Console
 
     from forwarder.loadtest.page import page
@@ -173,11 +171,7 @@ def _target(resolved: Resolved, asked: Mapping[str, Any]) -> AbstractContextMana
 
 def given(resolved: Resolved) -> dict[str, str]:
     """Return the environment of a worker that has every setting which somebody gave."""
-    return {
-        spec.environ: render(value_of(resolved.settings, spec.field))
-        for spec in SPECS
-        if resolved.sources[spec.field] != DEFAULT
-    }
+    return environment(resolved.settings, (spec for spec in SPECS if resolved.sources[spec.field] != DEFAULT))
 
 
 def _measured(

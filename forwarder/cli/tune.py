@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,13 @@ import click
 
 from forwarder.cli import tasks
 from forwarder.cli.exits import FAILED, OK
+from forwarder.cli.extras import require
 from forwarder.cli.options import SettingsCommand, with_options, with_settings
 from forwarder.inference import readiness
 from forwarder.scaling.container import MIB, container_limit_bytes
 from forwarder.settings import Resolved, Settings
 from forwarder.settings.redact import without_password
-from forwarder.settings.spec import render, value_of
+from forwarder.settings.spec import environment
 from forwarder.settings.specs.inference import INFERENCE, LARGE_BODIES
 from forwarder.settings.table import BY_FIELD
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from forwarder.tuning.measure import Found
     from forwarder.tuning.samples import Sample
 
-NEEDED = ("psutil", "rich")
 #: Seconds in which the inference server must tell that it is ready.
 HEALTH_TIMEOUT_S = 3.0
 #: Responses are measured up to this size at least, whatever the settings allow.
@@ -113,9 +112,7 @@ def tune(
     answered nothing of use, 2 for payloads that can't be had, 3 if a service can't
     be reached.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise click.ClickException(f"tune needs {' and '.join(missing)}: pip install 'forwarder[demo]'")
+    require("tune", "psutil", "rich")
     if path is not None and path.exists() and not force:
         raise click.UsageError(f"--write {path}: the file is there; --force replaces it")
     settings = resolved.settings
@@ -245,8 +242,9 @@ def _child(
 def _env(settings: Settings) -> dict[str, str]:
     """Return what a task's own way through a worker depends on, and what leads to AWS, as variables."""
     specs = (BY_FIELD["message_bytes_max"], BY_FIELD["memory_limit_mb"], *INFERENCE, *LARGE_BODIES)
-    given = {spec.environ: render(value_of(settings, spec.field)) for spec in specs}
-    return given | {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return environment(settings, specs) | {
+        name: value for name, value in os.environ.items() if name.startswith("AWS_")
+    }
 
 
 def _measure(asking: Asking, **bounds: Any) -> Found:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 #: itself and to what exceeds the estimate, until the soft limit is reached.
 INFLIGHT_SHARE = 0.1
 
-#: A response that has grown to this waits for its turn while more than the budget is in flight. What is
-#: smaller weighs little, and would wait behind tasks whose hooks take long.
+#: A response that has grown to this waits for its turn while more than the budget is in flight, on prefork
+#: while memory has no room for all. What is smaller weighs little (fifty, five copies each, are 62 MiB), and
+#: would wait behind tasks whose hooks take long.
 TURN_BYTES = 256 * 1024
 TURN_S = 0.05
 

@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from forwarder.scaling.admission import TURN_BYTES
 from forwarder.scaling.peak import COPIES
 
 log = logging.getLogger(__name__)
-
-#: An answer up to this size never waits, and costs no look: fifty of them, five copies each, are 62 MiB.
-SMALL_BYTES = 256 * 1024
 
 POLL_S = 0.1
 
@@ -66,7 +64,7 @@ class Turns:
         self._sleep = sleep
         self._has_turn = False
         self._read_bytes = 0
-        self._allowed_bytes = SMALL_BYTES
+        self._allowed_bytes = TURN_BYTES
 
     def hold(self, number: int, within_s: float) -> None:
         """Note how many bytes of an answer there are; block until there may be twice as many.
@@ -93,7 +91,7 @@ class Turns:
         if self._has_turn:
             self._has_turn = False
             self._lock.give_back()
-        self._read_bytes, self._allowed_bytes = 0, SMALL_BYTES
+        self._read_bytes, self._allowed_bytes = 0, TURN_BYTES
 
     def _may_have(self, wanted_bytes: int) -> bool:
         used_bytes = self._used_bytes()

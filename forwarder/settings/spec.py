@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from forwarder.settings import redact
@@ -68,6 +68,11 @@ def value_of(settings: Settings, field: str) -> object:
     if field.startswith(_ENDPOINT):
         return getattr(settings.endpoint, field.removeprefix(_ENDPOINT))
     return getattr(settings, field)
+
+
+def environment(settings: Settings, specs: Iterable[Spec]) -> dict[str, str]:
+    """Return the variables that give another process these of the settings."""
+    return {spec.environ: render(value_of(settings, spec.field)) for spec in specs}
 
 
 def render(value: object) -> str:

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *ADAPTERS,
     ),
     "cli": ("__init__", "cli.demo", "app", "worker", "pool", "compat", "settings", "forwarding", *ADAPTERS),
-    "cli.demo": ("__init__", "cli.interruption", "demo", "testing", "settings"),
+    "cli.demo": ("__init__", "cli.extras", "cli.interruption", "demo", "testing", "settings"),
     "cli.loadtest": ("cli", "loadtest", "testing", "settings", "forwarding"),
     "tuning.children": ("tuning", "testing", "settings", "scaling.process_memory"),
     "cli.tune": ("cli", "app", "tuning", "settings", "forwarding", *ADAPTERS),

@@ -12,7 +12,8 @@ import pytest
 from celery import signals
 
 from forwarder import app
-from forwarder.scaling.turns import POLL_S, SMALL_BYTES, SharedLock, Turns, all_fit, siblings
+from forwarder.scaling.admission import TURN_BYTES
+from forwarder.scaling.turns import POLL_S, SharedLock, Turns, all_fit, siblings
 from forwarder.settings.model import Settings
 
 MIB = 1024 * 1024
@@ -82,7 +83,7 @@ def test_an_answer_fits_where_each_child_could_have_one_five_times(
 def test_a_small_answer_costs_no_look_and_no_turn() -> None:
     scene = Scene(used_mb=100)
     scene.lock.taken = True
-    scene.turns.hold(SMALL_BYTES, 60.0)
+    scene.turns.hold(TURN_BYTES, 60.0)
     assert (scene.looks, scene.slept_s) == (0, [])
 
 
