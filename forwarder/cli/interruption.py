@@ -9,6 +9,14 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal came.
+
+    Not KeyboardInterrupt itself: where that meets an ``exec`` of a text, as of a class that is being
+    made, Python ends by SIGINT under ``-m``, also when it was handled (run_eval_code_obj in pythonrun.c).
+    """
+
+
 class Interruption:
     """Ends the run as Ctrl-C does, so that everything that was started is stopped.
 
@@ -25,9 +33,9 @@ class Interruption:
     def tell(self, number: int, frame: FrameType | None) -> NoReturn:
         """Take a signal."""
         self._told = True
-        raise KeyboardInterrupt
+        raise Interrupted
 
     def go_on(self) -> None:
         """Raise KeyboardInterrupt when a signal came."""
         if self._told:
-            raise KeyboardInterrupt
+            raise Interrupted

@@ -93,7 +93,7 @@ def test_an_interrupted_demo_leaves_no_process_and_no_file(demo: StartDemo, numb
     processes = running.wait_for("  worker ")
     assert int(PID.findall(running.output())[0]) in {process.pid for process in processes}
     running.process.send_signal(number)
-    assert running.process.wait(PATIENCE_S) == 1
+    assert running.process.wait(PATIENCE_S) == 1, running.output()
     assert wait_gone(processes, timeout_s=PATIENCE_S)
     assert running.left_behind() == []
 
