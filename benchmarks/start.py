@@ -35,10 +35,10 @@ from forwarder.testing.worker import READY, Worker
 POOLS = ("gevent", "prefork")
 #: What a worker on Redis loads of the forwarder; the bare worker is given them with ``--include``.
 SAME_IMPORTS = (
-    "forwarder.cli.run", "forwarder.worker", "forwarder.app", "forwarder.drain", "forwarder.brokers.keeper",
-    "forwarder.brokers.consumer", "forwarder.brokers.request", "forwarder.brokers.redis.transport",
-    "forwarder.brokers.redis.leases", "forwarder.results.redis", "forwarder.prefork_pool",
-    "forwarder.green_pool",
+    "forwarder.cli.run", "forwarder.worker", "forwarder.app", "forwarder.draining_worker",
+    "forwarder.brokers.keeper", "forwarder.brokers.consumer", "forwarder.brokers.request",
+    "forwarder.brokers.redis.transport", "forwarder.brokers.redis.leases", "forwarder.results.redis",
+    "forwarder.prefork_pool", "forwarder.green_pool",
 )  # fmt: skip
 #: Of the import list, and seconds for what starts up to be over before a worker counts as idle.
 IMPORTS_SHOWN, SETTLING_S = 10, 3.0

@@ -11,12 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from celery import signals
-from celery.apps.worker import Worker
-from celery.bootsteps import StartStopStep
-from celery.platforms import EX_FAILURE, EX_OK
+from celery.platforms import EX_OK
 from celery.worker import state
 
 from forwarder.brokers.background import done_within
@@ -112,6 +110,7 @@ class Drain:
         self._consuming = True
         self._ending = threading.Lock()
         self._ended = False
+        self._main_is_out = False
         self._drained_s: float | None = None
 
     def __repr__(self) -> str:
@@ -145,16 +144,22 @@ class Drain:
         self._consuming = False
 
     def end(self, worker: StoppingWorker) -> None:
-        """Hand back what is left, then flush hooks and leases; once. A second caller waits for the first.
+        """Hand back what is left, then flush hooks and leases. For the main thread, on its way out.
 
-        Blocks until ``LEFT_BY_S`` at the latest.
+        Blocks until ``LEFT_BY_S`` at the latest. Does not return where the drain is already ending
+        the process: two threads at that would both run what is registered with ``atexit``.
         """
         with self._ending:
-            if not self._ended:
-                self._ended = True
-                self._wait_for_last()
-                self._hand_back(worker, by_s=ALL_BACK_BY_S)
-                self._bounded("flush", self._close, by_s=LEFT_BY_S)
+            self._settle_all(worker)
+            self._main_is_out = True
+
+    def _settle_all(self, worker: StoppingWorker) -> None:
+        """Hand back and flush, once."""
+        if not self._ended:
+            self._ended = True
+            self._wait_for_last()
+            self._hand_back(worker, by_s=ALL_BACK_BY_S)
+            self._bounded("flush", self._close, by_s=LEFT_BY_S)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # A child of the pool inherits this, and gets what is sent to the process group.
@@ -173,8 +178,13 @@ class Drain:
         self._wait_for_consumer()
         self._hand_back(worker, by_s=HANDED_BACK_BY_S)
         self._sleep(min(COMING_OUT_S, self._left_s(OUT_BY_S)))
-        self.end(worker)
-        log.info("worker_stopped exit_code=%d main_thread=busy", self.exit_code)
+        with self._ending:
+            self._settle_all(worker)
+            if not self._main_is_out:
+                log.info("worker_stopped exit_code=%d main_thread=busy", self.exit_code)
+                self._leave(self.exit_code)  # inside, so that the main thread stays in ``end``
+                return
+        self._sleep(self._left_s(LEFT_BY_S))  # Python's own end is under way, and may hang
         self._leave(self.exit_code)
 
     def _wait_for_tasks(self) -> None:
@@ -231,81 +241,3 @@ class Drain:
 
         if not self._done_within(unforked, self._left_s(by_s)):
             log.warning("stopping_goes_on_without step=%s", step)
-
-
-class NoteConsumerStopped(StartStopStep):
-    """Tells the drain that the consumer has stopped: of the worker's steps Celery stops it first."""
-
-    requires = ("celery.worker.components:Pool",)  # so this one is stopped before the pool is waited for
-
-    def __init__(self, worker: Any, **options: Any) -> None:
-        self._drain: Drain = worker.drain
-        super().__init__(worker, **options)
-
-    def stop(self, parent: Any) -> None:
-        """Note it."""
-        self._drain.consumer_stopped()
-
-    def terminate(self, parent: Any) -> None:
-        """Note it, on Celery's other way out."""
-        self._drain.consumer_stopped()
-
-
-class DrainingWorker(Worker):
-    """Celery's worker, but every way in which it stops goes through the drain."""
-
-    app: Any
-    consumer: Any
-    hostname: str
-    pool: Any
-
-    class Blueprint(Worker.Blueprint):
-        """Celery's steps, and one more."""
-
-        default_steps = Worker.Blueprint.default_steps | {NoteConsumerStopped}
-
-    def __init__(self, *, drain: Drain, **options: Any) -> None:
-        self.drain = drain
-        super().__init__(**options)
-
-    def install_platform_tweaks(self, worker: Any) -> None:
-        """Install Celery's signal handlers, then the drain's over them."""
-        super().install_platform_tweaks(worker)
-        self.drain.install(worker)
-
-    @property
-    def consumed(self) -> set[str]:
-        """Return the queues that it takes tasks from now: remote control may cancel and add some."""
-        consumer = self.consumer.task_consumer
-        return set() if consumer is None else {queue.name for queue in consumer.queues}
-
-    def abandon(self, delivery: Delivery) -> None:
-        """Kill the running copy of a task, if there is one; settles nothing and never raises."""
-        request = delivery.request
-        if request is None:
-            return
-        try:
-            request.abandon(self.pool)
-        except Exception as error:  # noqa: BLE001 - the others are to be handed back all the same
-            log.error("abandon_failed task_id=%s error=%s", delivery.task_id, type(error).__name__)
-
-    # Celery gives a slot to a request here, and keeps the slot when that fails.
-    def _process_task(self, req: Any) -> None:
-        """Give the request to the pool; one that can't be begun goes back and frees its slot."""
-        try:
-            super()._process_task(req)  # type: ignore[misc]  # the stubs lack it
-        except Exception as error:  # noqa: BLE001 - one message must not cost a slot
-            log.error("task_not_begun task_id=%s error=%s", req.id, type(error).__name__)
-            req.give_back(error)
-            release = getattr(self, "_quick_release", None)  # prefork's count of slots
-            if release is not None:
-                release()
-
-    def stop(self, in_sighandler: bool = False, exitcode: Any = None) -> None:
-        """Stop as after SIGTERM; Celery also stops on a remote command and for what it can't handle."""
-        self.drain.begin(exit_code=exitcode if isinstance(exitcode, int) else EX_OK)
-        super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
-
-    def terminate(self, in_sighandler: bool = False) -> None:
-        """Stop too: Celery terminates when it runs out of file descriptors, but what runs has its own."""
-        self.stop(in_sighandler=in_sighandler, exitcode=EX_FAILURE)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from forwarder.app import Composition
     from forwarder.brokers.keeper import LeaseKeeper
-    from forwarder.drain import DrainingWorker
+    from forwarder.draining_worker import DrainingWorker
     from forwarder.scaling.memory_guard import MemoryGuard
     from forwarder.tuning.at_work import AutoTuner
 
@@ -92,7 +92,8 @@ def _consume(settings: Settings, endpoints: Endpoints) -> int:
 
     from forwarder.app import Composition
     from forwarder.brokers.keeper import LeaseKeeper, round_s
-    from forwarder.drain import Drain, DrainingWorker
+    from forwarder.drain import Drain
+    from forwarder.draining_worker import DrainingWorker
     from forwarder.scaling.allocator import give_large_blocks_back
 
     give_large_blocks_back()

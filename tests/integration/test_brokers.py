@@ -14,6 +14,7 @@ from forwarder.testing.aws import ExistingCloud, LocalStack, Moto
 from forwarder.testing.producer import Producer, s3_conf, sqs_broker_url, sqs_conf
 from forwarder.testing.rabbitmq import RabbitMQ
 from forwarder.testing.services import ModelServer, Valkey
+from tests.integration.redis_leases.peer import own_keys
 from tests.integration.scenes import PATIENCE_S, POOLS
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test_redis_with_results_in_redis(
     backend: Any = sender.app.backend
     client = backend.client
     assert client.llen(sender.queue) == 0
-    assert client.hlen("unacked") == 0
+    assert own_keys(client, sender.queue) == {}
 
 
 @pytest.mark.parametrize("pool", POOLS)

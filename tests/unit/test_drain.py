@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -51,7 +52,7 @@ def test_what_was_asked_for_before_the_stop_is_waited_for_by_whoever_ends_the_wo
     assert scene.story == ["closed"]
     assert scene.clock.now_s == pytest.approx(9, abs=LOOK_S * 2)
     scene.drain.run(scene)
-    assert scene.clock.now_s == pytest.approx(9 + COMING_OUT_S, abs=LOOK_S * 2)
+    assert scene.clock.now_s == pytest.approx(9 + LEFT_BY_S, abs=LOOK_S * 2)
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -170,3 +171,30 @@ def test_closing_is_done_once(scene: Scene) -> None:
     scene.drain.end(scene)
     scene.stop(at_once=True)
     assert scene.story.count("closed") == 1
+
+
+def test_a_main_thread_that_came_out_has_its_time_to_end_the_process(scene: Scene) -> None:
+    scene.drain.begin(at_once=True)
+    scene.drain.end(scene)
+    scene.drain.run(scene)
+    assert scene.story == ["closed", "left 0"]
+    assert scene.clock.now_s == LEFT_BY_S
+
+
+def test_a_main_thread_that_comes_out_while_the_drain_ends_the_process_leaves_that_to_it(
+    scene: Scene,
+) -> None:
+    """Both at once ran two of one atexit function, which ended a worker with SIGSEGV."""
+    out = threading.Event()
+
+    def come_out() -> None:
+        scene.drain.end(scene)
+        out.set()
+
+    def leave(code: int) -> None:
+        threading.Thread(target=come_out, daemon=True).start()
+        scene.story.append(f"left {code} {'beside' if out.wait(0.2) else 'before'} the main thread")
+
+    scene.drain._leave = leave
+    scene.stop(at_once=True)
+    assert scene.story == ["closed", "left 0 before the main thread"]

@@ -14,7 +14,7 @@ import pytest
 from celery.apps.worker import Worker
 from celery.worker import WorkController, state
 
-from forwarder.drain import DrainingWorker
+from forwarder.draining_worker import DrainingWorker
 from tests.unit.drain_scene import Book, Clock, Scene, drain_scene
 
 
