@@ -69,6 +69,7 @@ class RedisBatches:
     def _serve(self) -> None:
         while True:
             if not self._requests:
+                batch = request = None  # they hold what was sent, and it may be idle for long
                 self._idle = self._waiter()
                 self._idle.get()
             batch = [request for request in self._waiting(BATCH_MAX) if not request.dropped]
@@ -121,7 +122,7 @@ class _Line:
         try:
             return self._connection.read_response()
         except ResponseError as error:
-            return error
+            return error.with_traceback(None)  # which would hold all requests of the round trip, and they it
 
     def _renew(self) -> None:
         if self._connection is not None:
@@ -189,4 +190,5 @@ def _wake(waiter: Any) -> None:
 def _raise_first(replies: Sequence[Any]) -> None:
     for reply in replies:
         if isinstance(reply, Exception):
-            raise reply
+            # Itself would hold the callers' frames, and they it, until garbage is collected.
+            raise copy.copy(reply)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import gc
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from forwarder.redis_batches import BATCH_MAX, FRESH_S, RedisBatches
+from forwarder.redis_batches import BATCH_MAX, FRESH_S, RedisBatches, _Request
 
 
 class FakeRedis:
@@ -68,7 +72,7 @@ class FakeRedis:
     def read_response(self) -> Any:
         reply = self._replies.popleft()
         if isinstance(reply, Exception):
-            raise reply
+            raise copy.copy(reply)
         return reply
 
 
@@ -246,6 +250,40 @@ def test_a_refused_command_is_its_callers_error_alone(server: FakeRedis, callers
     assert good.result(10) == [(b"GET", b"1")]
     with pytest.raises(ResponseError):
         bad.result(10)
+
+
+class Body:
+    """What a caller has in a local variable while it asks."""
+
+
+@pytest.mark.parametrize("command", [("BAD",), ("GET", "x")])
+def test_neither_an_error_nor_an_idle_connection_holds_what_a_request_was_about(
+    command: tuple[str, ...], server: FakeRedis
+) -> None:
+    """An error in a circle held a task's body until garbage was collected, which an idle worker does late."""
+    batches = RedisBatches(client=lambda: server)
+    held: list[weakref.ref[Body]] = []
+
+    def ask() -> None:
+        body = Body()
+        held.append(weakref.ref(body))
+        with contextlib.suppress(ResponseError):
+            batches.run(command)
+
+    def requests() -> int:
+        return sum(type(each) is _Request for each in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    before = requests()
+    try:
+        server.let(1)
+        ask()
+        until(lambda: batches._idle is not None)
+        assert held[0]() is None
+        assert requests() == before
+    finally:
+        gc.enable()
 
 
 def test_a_lost_connection_is_the_error_of_all_that_were_sent_and_the_next_go_on(
