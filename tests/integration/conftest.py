@@ -57,6 +57,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(next(rabbitmqs)))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail where xdist would distribute as if there were no groups (pytest-xdist#1386)."""
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(session.config.option, "loadgroup", False) and grouped and "@" not in grouped[0].nodeid:
+        raise pytest.UsageError("pytest-xdist groups no tests with this pytest")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Add the workers' logs to the report of a failed test."""
