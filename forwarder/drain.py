@@ -184,7 +184,7 @@ class Drain:
                 log.info("worker_stopped exit_code=%d main_thread=busy", self.exit_code)
                 self._leave(self.exit_code)  # inside, so that the main thread stays in ``end``
                 return
-        self._sleep(self._left_s(LEFT_BY_S))  # Python's own end is under way, and may hang
+        self._sleep(min(COMING_OUT_S, self._left_s(LEFT_BY_S)))  # Python's own end is under way, and may hang
         self._leave(self.exit_code)
 
     def _wait_for_tasks(self) -> None:

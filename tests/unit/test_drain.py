@@ -52,7 +52,7 @@ def test_what_was_asked_for_before_the_stop_is_waited_for_by_whoever_ends_the_wo
     assert scene.story == ["closed"]
     assert scene.clock.now_s == pytest.approx(9, abs=LOOK_S * 2)
     scene.drain.run(scene)
-    assert scene.clock.now_s == pytest.approx(9 + LEFT_BY_S, abs=LOOK_S * 2)
+    assert scene.clock.now_s == pytest.approx(9 + 2 * COMING_OUT_S, abs=LOOK_S * 2)
 
 
 @pytest.mark.parametrize("at_once", [False, True])
@@ -174,11 +174,12 @@ def test_closing_is_done_once(scene: Scene) -> None:
 
 
 def test_a_main_thread_that_came_out_has_its_time_to_end_the_process(scene: Scene) -> None:
+    scene.drain.consumer_stopped()
     scene.drain.begin(at_once=True)
     scene.drain.end(scene)
     scene.drain.run(scene)
     assert scene.story == ["closed", "left 0"]
-    assert scene.clock.now_s == LEFT_BY_S
+    assert scene.clock.now_s == 2 * COMING_OUT_S
 
 
 def test_a_main_thread_that_comes_out_while_the_drain_ends_the_process_leaves_that_to_it(
