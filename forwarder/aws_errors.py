@@ -26,6 +26,12 @@ def error_code(error: BaseException) -> str | None:
     return code if isinstance(code, str) and code else None
 
 
+def no_such_queue(error: BaseException) -> bool:
+    """Return whether SQS says that the queue does not exist."""
+    # "AWS.SimpleQueueService.NonExistentQueue", or the name of its shape without the prefix.
+    return (error_code(error) or "").rpartition(".")[2] in ("NonExistentQueue", "QueueDoesNotExist")
+
+
 def describe(error: BaseException) -> str:
     """Return AWS's own word for the error, or else the error's class, and nothing else.
 

@@ -5,11 +5,15 @@ Each function returns what was seen and raises whatever the broker's client rais
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
+from forwarder.brokers.redis.refusal import text_of
 from forwarder.cli.findings import Caution, NotWorking
 from forwarder.settings.coherence import held_s
 from forwarder.settings.model import Settings
@@ -29,15 +33,63 @@ REDIS_VERSION_MIN = (6, 2)
 #: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 RABBITMQ_CONSUMER_TIMEOUT_S = 1800
 
+#: Seconds in which a service must answer a small call.
+TIMEOUT_S = 3.0
+
+#: Seconds after which a key that was written and could not be deleted is gone.
+KEY_S = 60
+
+#: What mends a refused write, by the error's class.
+_WRITE_REMEDIES = {
+    "ReadOnlyError": "it is a replica: set {setting} to its primary",
+    "OutOfMemoryError": "give Redis more memory (maxmemory), or delete what fills it",
+    "NoPermissionError": "let this user write the keys of its queues and results (ACL SETUSER)",
+}
+
 
 def ask_redis(settings: Settings) -> str | Caution:
     """Connect and log in as the worker will; Redis must have the commands that it uses."""
     from forwarder.cli.tasks import impatient_app
 
-    with impatient_app(settings).connection_for_read() as connection:
+    with impatient_app(settings, answer_s=TIMEOUT_S).connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0)
         channel: Any = connection.default_channel
-        return judge_redis(without_password(settings.broker_url), redis_info(channel.client))
+        url = without_password(settings.broker_url)
+        seen = judge_redis(url, redis_info(channel.client))
+        key = f"forwarder:{{{settings.queues[0]}}}:check-{uuid4()}"
+        require_write(channel.client, key, url=url, setting=BY_FIELD["broker_url"].title)
+        return seen
+
+
+def require_write(client: Any, key: str, *, url: str, setting: str) -> None:
+    """Write a small key that expires, and delete it. Raises NotWorking where Redis refuses to write.
+
+    A replica, and a Redis without memory, answers everything else.
+    """
+    from redis.exceptions import NoPermissionError, ResponseError
+
+    try:
+        client.set(key, "{}", ex=KEY_S)
+    except ResponseError as error:
+        remedy = _WRITE_REMEDIES.get(type(error).__name__, "mend what it says, in the configuration of Redis")
+        said = f"{url} answers, but refuses writes: {text_of(error)}"
+        raise NotWorking(said, remedy=remedy.format(setting=setting)) from error
+    with contextlib.suppress(NoPermissionError):  # it expires
+        client.delete(key)
+
+
+def url_remedies(url: str, setting: str) -> dict[str, str]:
+    """Return what mends a connection to a URL, by the class of the error that it failed with."""
+    found = dict.fromkeys(
+        ("AuthenticationError", "AccessRefused"),
+        f"put the user and the password that the server wants into {setting}",
+    )
+    scheme = urlsplit(url).scheme
+    if scheme in ("rediss", "amqps"):
+        plain = f"let the server speak TLS, or begin {setting} with {scheme[:-1]}://"
+        found |= dict.fromkeys(("TimeoutError", "SSLError"), plain)
+        found["SSLCertVerificationError"] = "let SSL_CERT_FILE name the authority that signed its certificate"
+    return found
 
 
 def redis_info(client: Any) -> Mapping[str, Any] | None:

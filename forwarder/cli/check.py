@@ -11,13 +11,20 @@ import click
 from forwarder.cli.exits import OK, UNREACHABLE
 from forwarder.cli.findings import Finding, findings
 from forwarder.cli.options import SettingsCommand, with_settings
+from forwarder.cli.wrapping import terminal_width, wrapped
 from forwarder.scaling.container import container_limit_bytes
 from forwarder.scaling.descriptors import Allowed, Need, allowed, need
 from forwarder.scaling.peak import Peak, peak
 from forwarder.settings import Resolved, Settings
+from forwarder.settings.coherence import DEFAULT
 from forwarder.settings.shown import shown
 from forwarder.settings.spec import value_of
 from forwarder.settings.table import GROUPS, SPECS
+
+#: Spaces before the further lines of what is wider than the terminal.
+_INDENT = 2
+#: What stands before the words in a line of the memory.
+_UNIT = "MiB  "
 
 
 @click.command(cls=SettingsCommand)
@@ -27,8 +34,8 @@ from forwarder.settings.table import GROUPS, SPECS
 def check(resolved: Resolved, as_json: bool, live: bool) -> int:
     """Show the settings in effect and try every service that a worker needs.
 
-    Passwords and keys are not shown. Results in S3 are tried with a small object
-    forwarder-check-ID, which is deleted again. Not tried, and so not proven:
+    Passwords and keys are not shown. Redis and results in S3 are tried with a small
+    key or object forwarder-check-ID, which is deleted again. Not tried, and so not proven:
     taking a task from the queue, firehose:PutRecordBatch, the receiver of callbacks,
     objects that payloads name. Exits with 0 if a worker would work, 2 if a
     setting can't work, 3 if a service does not answer as it must.
@@ -46,64 +53,82 @@ def check(resolved: Resolved, as_json: bool, live: bool) -> int:
 
     most = peak(resolved.settings, container_limit_bytes(override_mb=resolved.settings.memory_limit_mb))
     if not as_json:
-        click.echo(settings_table(resolved))
-        click.echo(memory_text(most))
-        click.echo(descriptors_text(need(resolved.settings), allowed()))
+        width = terminal_width()
+        click.echo(settings_table(resolved, width=width))
+        click.echo(memory_text(most, width=width))
+        click.echo(descriptors_text(need(resolved.settings), allowed(), width=width))
     found = findings(probes_for(resolved.settings), secrets=_secrets(resolved.settings))
-    click.echo(as_json_text(resolved, found, most) if as_json else verdict(found))
+    click.echo(as_json_text(resolved, found, most) if as_json else verdict(found, width=width))
     return OK if all(finding.ok for finding in found) else UNREACHABLE
 
 
-def settings_table(resolved: Resolved) -> str:
-    """Return every setting with its value and source, aligned, and the warnings below."""
+def settings_table(resolved: Resolved, *, width: int | None = None) -> str:
+    """Return every setting with its value and source, aligned, and the warnings below.
+
+    Of a row that is wider than the terminal the source stands below the value.
+    """
     rows = [
         (spec.field, spec.show(value_of(resolved.settings, spec.field)) or "-", resolved.sources[spec.field])
         for spec in SPECS
     ]
     key_width, value_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    if width is not None:  # most sources are one word: one long value moves no other row's below
+        value_width = max(0, min(value_width, width - key_width - len(f"      {DEFAULT}")))
     lines = []
     remaining = iter(rows)
     for heading, specs in GROUPS.items():
         lines.append(heading)
         for key, value, source in (next(remaining) for _ in specs):
-            lines.append(f"  {key:<{key_width}}  {value:<{value_width}}  {source}")
-    lines += [f"warning: {warning}" for warning in resolved.warnings]
+            row = f"  {key:<{key_width}}  {value:<{value_width}}  {source}"
+            if width is None or len(row) <= width:
+                lines.append(row)
+            else:
+                below = max(_INDENT, min(key_width + 4, width - len(source)))
+                lines += [f"  {key:<{key_width}}  {value}", " " * below + source]
+    for warning in resolved.warnings:
+        lines += wrapped(f"warning: {warning}", width, indent=_INDENT)
     return "\n".join(lines)
 
 
-def memory_text(most: Peak) -> str:
+def memory_text(most: Peak, *, width: int | None = None) -> str:
     """Return the most memory that the settings allow, and a warning where that passes the limit."""
-    lines = ["Memory", *(f"  {line}" for line in most.lines())]
+    lines = ["Memory"]
+    for line in most.lines():
+        lines += wrapped(f"  {line}", width, indent=line.index(_UNIT) + len(_UNIT) + 2)
     if not most.fits:
-        lines.append(
+        lines += wrapped(
             "warning: that passes the memory limit, and a worker that reaches it is killed; `forwarder tune` "
-            "says which of these bounds your tasks need"
+            "says which of these bounds your tasks need",
+            width,
+            indent=_INDENT,
         )
     return "\n".join(lines)
 
 
-def descriptors_text(needed: Need, limits: Allowed) -> str:
+def descriptors_text(needed: Need, limits: Allowed, *, width: int | None = None) -> str:
     """Return the most file descriptors that a process needs, and a warning where it may not have them."""
     number = f"{needed.number:,}"
-    lines = ["File descriptors", f"  {number}  {needed.arithmetic}"]
+    lines = ["File descriptors", *wrapped(f"  {number}  {needed.arithmetic}", width, indent=len(number) + 4)]
     if not limits.suffices(needed.number):
-        lines.append(
+        lines += wrapped(
             f"warning: that passes the limit of {limits.hard:,}, and a full worker fails its tasks; "
-            "raise the hard limit of open files (nofile)"
+            "raise the hard limit of open files (nofile)",
+            width,
+            indent=_INDENT,
         )
     elif needed.number > limits.soft:
         lines.append(f"  {limits.soft:,} are allowed now; a worker raises that when it starts")
     return "\n".join(lines)
 
 
-def verdict(found: Sequence[Finding]) -> str:
-    """Return a line for each service and one for all of them together."""
-    width = max(len(finding.name) for finding in found)
-    lines = [
-        f"{finding.word:<4}  {finding.name:<{width}}  {finding.detail}"
-        + (f"; to mend: {finding.remedy}" if finding.remedy else "")
-        for finding in found
-    ]
+def verdict(found: Sequence[Finding], *, width: int | None = None) -> str:
+    """Return a line for each service, wrapped where it is wider, and one for all of them together."""
+    name_width = max(len(finding.name) for finding in found)
+    lines = []
+    for finding in found:
+        line = f"{finding.word:<4}  {finding.name:<{name_width}}  {finding.detail}"
+        line += f"; to mend: {finding.remedy}" if finding.remedy else ""
+        lines += wrapped(line, width, indent=6)
     failed = [finding.name for finding in found if not finding.ok]
     lines.append(f"a worker would not work: {', '.join(failed)}" if failed else "a worker would work")
     return "\n".join(lines)

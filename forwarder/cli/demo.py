@@ -8,6 +8,12 @@ import click
 
 from forwarder.cli.extras import require
 from forwarder.cli.interruption import Interruption
+from forwarder.cli.tasks import Unreachable
+from forwarder.inference import readiness
+from forwarder.settings.redact import without_password
+
+#: Seconds in which a model server of the user's own must tell that it is ready.
+HEALTH_TIMEOUT_S = 3.0
 
 
 @click.command()
@@ -40,6 +46,12 @@ def demo(pool: str, tasks: int, predict_url: str | None, health_url: str | None)
         inference = Inference(
             predict_url=predict_url, health_url=health_url or _beside(predict_url), is_sample=False
         )
+        # A worker would wait for it, and nobody would be told before its patience ends.
+        if (reason := readiness.probe(inference.health_url, timeout_s=HEALTH_TIMEOUT_S)) is not None:
+            raise Unreachable(
+                f"your model server at {without_password(inference.health_url)} is not ready: {reason}; "
+                "start it, or name its readiness route with --health-url"
+            )
     interruption = Interruption()
     screen = Screen(Console())
     try:

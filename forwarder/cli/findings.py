@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
+#: By the error's class, like a probe's own.
 _AWS_REMEDIES = {
     "NoRegionError": "set AWS_REGION",
     "NoCredentialsError": "give AWS credentials: a role, AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret",
@@ -33,11 +34,15 @@ class Caution:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One service: ``ask`` returns what was seen or raises, ``remedy`` says how to mend a failure."""
+    """One service: ``ask`` returns what was seen or raises, ``remedy`` says how to mend a failure.
+
+    ``remedies`` says it better for an error of a class, or with such a cause.
+    """
 
     name: str
     ask: Callable[[], str | Caution]
     remedy: str
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +88,14 @@ def _failure(probe: Probe, error: Exception, secrets: tuple[str, ...]) -> Findin
     if isinstance(error, NotWorking):
         return Finding(probe.name, False, detail, error.remedy or probe.remedy)
     detail = f"{name}: {detail}" if detail else name
-    return Finding(probe.name, False, detail, _AWS_REMEDIES.get(name, probe.remedy))
+    known = {**_AWS_REMEDIES, **probe.remedies}
+    remedy = next((known[cause] for cause in _causes(error) if cause in known), probe.remedy)
+    return Finding(probe.name, False, detail, remedy)
+
+
+def _causes(error: BaseException) -> Iterator[str]:
+    """Yield the class of an error, and of what it came from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield type(cause).__name__
+        cause = cause.__cause__

@@ -1,7 +1,8 @@
 """What ``check`` asks the services that a worker needs: one small real call to each.
 
 A probe returns what it saw and raises whatever its client raises. Nothing stays
-changed anywhere, but for the object in S3 that may not be deleted again.
+changed anywhere, but for the object in S3 that may not be deleted again, and a key
+in Redis for a minute where that is so.
 """
 
 from __future__ import annotations
@@ -11,17 +12,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from forwarder.cli.broker_probes import SessionFactory, ask_amqp, ask_redis, ask_sqs, evicts, redis_info
+from forwarder.cli.broker_probes import (
+    TIMEOUT_S,
+    SessionFactory,
+    ask_amqp,
+    ask_redis,
+    ask_sqs,
+    evicts,
+    redis_info,
+    require_write,
+    url_remedies,
+)
 from forwarder.cli.findings import Caution, NotWorking, Probe
 from forwarder.cli.staging_probe import ask_staging
 from forwarder.inference import readiness
 from forwarder.settings.model import Settings
 from forwarder.settings.redact import without_password
+from forwarder.settings.table import BY_FIELD
 
 if TYPE_CHECKING:
     from forwarder.cloud.session import ClientFactory
-
-TIMEOUT_S = 3.0
 
 #: S3's word and Firehose's for "these credentials may not".
 _DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException"})
@@ -51,7 +61,8 @@ def _broker_probe(settings: Settings, aws: SessionFactory) -> Probe:
         return Probe("broker", partial(ask_sqs, settings, aws), remedy)
     remedy = "start the broker, or set --broker-url (FORWARDER_BROKER_URL), user and password included"
     ask = ask_redis if settings.broker_kind == "redis" else ask_amqp
-    return Probe("broker", partial(ask, settings), remedy)
+    remedies = url_remedies(settings.broker_url, BY_FIELD["broker_url"].title)
+    return Probe("broker", partial(ask, settings), remedy, remedies)
 
 
 def _result_probe(settings: Settings, aws: SessionFactory) -> Probe:
@@ -59,19 +70,22 @@ def _result_probe(settings: Settings, aws: SessionFactory) -> Probe:
         remedy = "set --result-backend (FORWARDER_RESULT_BACKEND) to where these credentials may put objects"
         return Probe("results", partial(_ask_s3, settings, aws), remedy)
     remedy = "start Redis, or set --result-backend (FORWARDER_RESULT_BACKEND), user and password included"
-    return Probe("results", partial(_ask_redis_results, settings), remedy)
+    remedies = url_remedies(settings.result_backend, BY_FIELD["result_backend"].title)
+    return Probe("results", partial(_ask_redis_results, settings), remedy, remedies)
 
 
 def _ask_redis_results(settings: Settings) -> str | Caution:
     from forwarder.cli.tasks import impatient_app
 
-    backend: Any = impatient_app(settings).backend
-    backend.client.ping()
-    detail = f"{without_password(settings.result_backend)} answers"
+    backend: Any = impatient_app(settings, answer_s=TIMEOUT_S).backend
+    url = without_password(settings.result_backend)
+    key = backend.get_key_for_task(f"forwarder-check-{uuid4()}")
+    require_write(backend.client, key, url=url, setting=BY_FIELD["result_backend"].title)
+    detail = f"{url} takes results"
     # Results have an expiry: the policies that spare other keys drop them too.
     if policy := evicts(redis_info(backend.client) or {}):
         return Caution(
-            f"{detail}, but when its memory is full it drops results ({policy})",
+            f"{detail}, but when its memory is full it drops them ({policy})",
             "set Redis' maxmemory-policy to noeviction",
         )
     return detail

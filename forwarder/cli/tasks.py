@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from forwarder import aws_errors
 from forwarder.cli.exits import FAILED, OK, UNREACHABLE
 from forwarder.settings.model import Settings
 
@@ -34,23 +35,23 @@ class Unreachable(click.ClickException):
     exit_code = UNREACHABLE
 
 
-def impatient_app(settings: Settings, *, results: bool = True) -> Celery:
+def impatient_app(settings: Settings, *, results: bool = True, answer_s: float = ANSWER_TIMEOUT_S) -> Celery:
     """Return a Celery client that gives up on a silent service within seconds.
 
     A worker waits for its services; somebody at a terminal wants to be told.
-    Without ``results`` it only sends.
+    Without ``results`` it only sends. Redis has ``answer_s`` for each answer.
     """
     from forwarder.app import client_app
 
     app = client_app(settings)
     options = app.conf.broker_transport_options
     if settings.broker_kind == "redis":
-        options = {**options, "socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": ANSWER_TIMEOUT_S}
+        options = {**options, "socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_timeout": answer_s}
     app.conf.update(
         broker_transport_options=options,
         broker_connection_timeout=CONNECT_TIMEOUT_S,
         redis_socket_connect_timeout=CONNECT_TIMEOUT_S,
-        redis_socket_timeout=ANSWER_TIMEOUT_S,
+        redis_socket_timeout=answer_s,
     )
     if not results:
         app.conf.update(result_backend="disabled://")
@@ -59,7 +60,24 @@ def impatient_app(settings: Settings, *, results: bool = True) -> Celery:
 
 @contextmanager
 def reaching(what: str) -> Iterator[None]:
-    """Turn the errors of a service's client into Unreachable."""
+    """Turn the errors of a service's client into Unreachable, which tells a refusal from silence."""
+    from kombu.exceptions import OperationalError
+
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, _client_errors()):
+            raise
+        # The class only: texts of these libraries may quote a URL with its password, or the payload.
+        cause = error.__cause__ if isinstance(error, OperationalError) else None  # kombu's wrapping
+        said = f"can't be reached ({type(cause or error).__name__})"
+        if (word := _refusal(error)) is not None:
+            said = f"answers, but refuses ({word})"
+        raise Unreachable(f"{what} {said}; see `forwarder check`") from error
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the clients that were imported by now; some are only when they are used."""
     from kombu.exceptions import KombuError
     from redis.exceptions import RedisError
 
@@ -72,13 +90,19 @@ def reaching(what: str) -> Iterator[None]:
         from amqp.exceptions import AMQPError, MessageNacked
 
         kinds += (AMQPError, MessageNacked)
-    try:
-        yield
-    except kinds as error:
-        # The class only: texts of these libraries may quote a URL with its password.
-        raise Unreachable(
-            f"{what} can't be reached ({type(error).__name__}); see `forwarder check`"
-        ) from error
+    return kinds
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return the service's word for a refusal, None for an error that is no answer."""
+    from redis.exceptions import ResponseError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ResponseError):
+            return type(cause).__name__
+        cause = cause.__cause__
+    return aws_errors.error_code(error)
 
 
 def reader(settings: Settings) -> Read:

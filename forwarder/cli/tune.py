@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -16,6 +19,7 @@ from forwarder.cli import tasks
 from forwarder.cli.exits import FAILED, OK
 from forwarder.cli.extras import require
 from forwarder.cli.options import SettingsCommand, with_options, with_settings
+from forwarder.cli.wrapping import terminal_width
 from forwarder.inference import readiness
 from forwarder.scaling.container import MIB, container_limit_bytes
 from forwarder.settings import Resolved, Settings
@@ -120,7 +124,21 @@ def tune(
     reason = readiness.probe(settings.health_url, timeout_s=HEALTH_TIMEOUT_S)
     if reason is not None:
         raise tasks.Unreachable(f"the inference server at {without_password(settings.health_url)}: {reason}")
+    _connect(settings.predict_url)  # what is to be asked may be another server
     return _report(settings, samples, path, **bounds)
+
+
+def _connect(url: str) -> None:
+    """Connect once. Raises Unreachable, rather than after every measurement has failed."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=HEALTH_TIMEOUT_S).close()
+    except OSError as error:
+        raise tasks.Unreachable(
+            f"the inference server can't be reached at {without_password(url)} ({type(error).__name__}); "
+            f"set {BY_FIELD['predict_url'].title}"
+        ) from error
 
 
 def _report(
@@ -147,6 +165,11 @@ def _report(
     )
     levels = found.levels
     knee = knees.knee(levels)
+    if levels and levels[0].silent:
+        raise tasks.Unreachable(
+            f"the inference server at {without_password(settings.predict_url)} answers nothing: "
+            f"{levels[0].broken} connections broke, or had no answer in time"
+        )
     if knee is None:
         click.echo(f"forwarder: {_of_no_use(levels)}", err=True)
         return FAILED
@@ -161,15 +184,22 @@ def _report(
         cores=len(os.sched_getaffinity(0)),
     )
     advice = advise(measured, settings)
-    measurements = page.measurements(measured, levels, child_why=found.child_why)
-    for lines in (measurements, page.recommendations(measured, settings, advice)):
+    width = min(page.WIDTH, terminal_width() or page.WIDTH)
+    measurements = page.measurements(measured, levels, child_why=found.child_why, width=width)
+    for lines in (measurements, page.recommendations(measured, settings, advice, width=width)):
         click.echo("\n".join(lines) + "\n")
     if knees.next_concurrency(levels, concurrency_max=concurrency_max) is not None:
         click.echo("warning: the knee was not reached: raise --max-seconds or --max-requests\n")
     if path is not None:
         path.write_text(page.env_file(measured, settings, advice), encoding="utf-8")
-        click.echo(f"wrote {path}")
+        click.echo(f"wrote {path}; to load it into a shell: {loading(path)}")
     return OK
+
+
+def loading(path: Path) -> str:
+    """Return the shell's commands that make an env file's settings its environment's."""
+    words = str(path) if path.is_absolute() else f"./{path}"  # else it would be looked for on the PATH
+    return f"set -a; . {shlex.quote(words)}; set +a"
 
 
 def _samples(settings: Settings, path: Path | None, sample_max: int) -> list[Sample]:

@@ -7,12 +7,17 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from forwarder.loadtest.figures import Sample
 from forwarder.loadtest.worker_log import DECISIONS
 
 #: Lines for a whole run where nobody watches.
 LINES = 10
+#: Columns of a terminal from which on there is room for the memory beside the bar.
+WIDE = 100
+BAR_WIDTH = 30
+BAR_WIDTH_NARROW = 12
 
 
 class Screen:
@@ -36,17 +41,27 @@ class Screen:
         if not self._console.is_terminal:
             yield
             return
-        columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn())
-        state = TextColumn("{task.fields[state]}", markup=False)
-        with Progress(*columns, state, console=self._console) as self._progress:
+        # What doesn't fit is cut off the state: without these the count is what goes first.
+        columns = (
+            BarColumn(bar_width=BAR_WIDTH if self._wide else BAR_WIDTH_NARROW),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+        )
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        state = TextColumn("{task.fields[state]}", markup=False, table_column=rest)
+        with Progress(*columns, state, console=self._console, expand=True) as self._progress:
             self._bar = self._progress.add_task("", total=tasks, state="")
             yield
         self._progress = self._bar = None
 
+    @property
+    def _wide(self) -> bool:
+        return self._console.width >= WIDE
+
     def update(self, sample: Sample) -> None:
         """Show the latest sample."""
         if self._progress is not None and self._bar is not None:
-            self._progress.update(self._bar, completed=sample.done, state=words(sample))
+            self._progress.update(self._bar, completed=sample.done, state=words(sample, wide=self._wide))
             return
         step = sample.done * LINES // self._tasks
         if step > self._told:
@@ -54,13 +69,17 @@ class Screen:
             self.say(f"{sample.at_s:6.0f} s  {sample.done}/{self._tasks}  {words(sample)}".rstrip())
 
 
-def words(sample: Sample) -> str:
-    """Return the worker's state in a few words; nothing of a worker that can't be seen."""
+def words(sample: Sample, *, wide: bool = True) -> str:
+    """Return the worker's state in a few words; nothing of a worker that can't be seen.
+
+    Its memory only where there is room: the report has it.
+    """
     parts = []
     if sample.processes is not None and sample.rss_mb is not None and sample.unique_mb is not None:
         children = sample.processes - 1
         parts.append(f"{children} child{'' if children == 1 else 'ren'}")
-        parts.append(f"RSS {sample.rss_mb:.0f} MB, unique {sample.unique_mb:.0f} MB")
+        if wide:
+            parts.append(f"RSS {sample.rss_mb:.0f} MB, unique {sample.unique_mb:.0f} MB")
     if sample.gone:
         parts.append("the worker is gone")
     if sample.in_flight is not None:

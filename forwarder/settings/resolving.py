@@ -21,6 +21,8 @@ from forwarder.settings.table import BY_FIELD, SPECS
 #: The container's entry point takes it away from a worker; what ``kubectl exec`` runs still has it.
 IMAGE_ENVIRON = "FORWARDER_DDTRACE"
 
+_PREFIX = "FORWARDER_"
+
 #: Kubernetes sets these in every pod for a Service that is called "forwarder".
 _KUBERNETES_SERVICE = re.compile(r"FORWARDER_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)")
 
@@ -150,15 +152,14 @@ def _refuse_unknown_keys(file: Mapping[str, object]) -> None:
 
 def _unknown_environment(environ: Mapping[str, str]) -> list[str]:
     """Return a warning for each FORWARDER_ variable that means nothing: most are misspelt."""
-    known = {
-        CONFIG_ENVIRON,
-        IMAGE_ENVIRON,
-        *(name for spec in SPECS for name in (spec.environ, *spec.other_environ)),
-    }
+    known = {name: name for spec in SPECS for name in (spec.environ, *spec.other_environ)}
+    known |= {CONFIG_ENVIRON: CONFIG_ENVIRON, IMAGE_ENVIRON: IMAGE_ENVIRON}
+    # Somebody may also have made a name of the field's; the variable that is meant comes with it.
+    meant = {f"{_PREFIX}{spec.field.upper()}": spec.environ for spec in SPECS} | known
     warnings = []
     for name in sorted(environ):
-        if not name.startswith("FORWARDER_") or name in known or _KUBERNETES_SERVICE.fullmatch(name):
+        if not name.startswith(_PREFIX) or name in known or _KUBERNETES_SERVICE.fullmatch(name):
             continue
-        near = get_close_matches(name, known, n=1)
-        warnings.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+        near = get_close_matches(name, meant, n=1)
+        warnings.append(f"{name} is not a setting" + (f"; did you mean {meant[near[0]]}?" if near else ""))
     return warnings

@@ -38,6 +38,11 @@ class Level:
         return self.busy > 0 or self.broken > 0
 
     @property
+    def silent(self) -> bool:
+        """Return whether no request had any answer."""
+        return self.broken > 0 and not self.busy and not self.latencies_s
+
+    @property
     def useless(self) -> bool:
         """Return whether most of what was answered was no result."""
         return self.failed > len(self.latencies_s) // 2

@@ -13,10 +13,13 @@ from forwarder.tuning.advice import Advice, Measured, container, size
 from forwarder.tuning.child import Child
 from forwarder.tuning.levels import Level, quantile
 
+#: Characters of a line at most: of the env file's, and where no terminal is narrower.
 WIDTH = 108
 
 
-def measurements(measured: Measured, levels: Sequence[Level], *, child_why: str) -> list[str]:
+def measurements(
+    measured: Measured, levels: Sequence[Level], *, child_why: str, width: int = WIDTH
+) -> list[str]:
     """Return the tables of what was measured; ``child_why`` tells why no child was."""
     growth = measured.task_growth_bytes
     lines = ["Sizes", f"  {'':<11}{'p50':>12}{'p99':>12}{'largest':>12}"]
@@ -27,9 +30,13 @@ def measurements(measured: Measured, levels: Sequence[Level], *, child_why: str)
     lines += [
         "",
         "Memory",
-        f"  a task: {size(measured.task_bytes)}"
-        + (f" (a process grew by {size(growth)} over one after the other)" if growth is not None else ""),
-        "  a prefork process: " + _child(measured.child, child_why),
+        *_wrapped(
+            f"a task: {size(measured.task_bytes)}"
+            + (f" (a process grew by {size(growth)} over one after the other)" if growth is not None else ""),
+            2,
+            width,
+        ),
+        *_wrapped(f"a prefork process: {_child(measured.child, child_why)}", 2, width),
         "",
         "Inference",
         f"  {'at a time':>9}{'answers/s':>11}{'p50 s':>9}{'p99 s':>9}{'refused':>9}{'400 and above':>15}",
@@ -45,18 +52,20 @@ def measurements(measured: Measured, levels: Sequence[Level], *, child_why: str)
     return lines
 
 
-def recommendations(measured: Measured, settings: Settings, advice: Sequence[Advice]) -> list[str]:
+def recommendations(
+    measured: Measured, settings: Settings, advice: Sequence[Advice], *, width: int = WIDTH
+) -> list[str]:
     """Return each recommended setting with its value, what is in effect now, and why."""
-    width = max(len(BY_FIELD[one.field].flag) for one in advice)
+    flag_width = max(len(BY_FIELD[one.field].flag) for one in advice)
     lines = ["Recommended"]
     for one in advice:
         now = render(value_of(settings, one.field)) or "none"
         kept = "as it is" if now == render(one.value) else f"now {now}"
-        lines.append(f"  {BY_FIELD[one.field].flag:<{width}}  {one.value}  ({kept})")
-        lines += _wrapped(one.why, width + 4)
+        lines.append(f"  {BY_FIELD[one.field].flag:<{flag_width}}  {one.value}  ({kept})")
+        lines += _wrapped(one.why, flag_width + 4, width)
     needed, why = container(measured, settings, advice)
-    lines.append(f"  {'the container':<{width}}  {needed} MiB of memory or more")
-    lines += _wrapped(why, width + 4)
+    lines.append(f"  {'the container':<{flag_width}}  {needed} MiB of memory or more")
+    lines += _wrapped(why, flag_width + 4, width)
     return lines
 
 
@@ -94,5 +103,8 @@ def _row(level: Level) -> str:
     return f"  {level.concurrency:>9}{level.per_s:>11.3g}{p50:>9}{p99:>9}{refused:>9}{level.failed:>15}"
 
 
-def _wrapped(text: str, indent: int) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=" " * indent, subsequent_indent=" " * indent)
+def _wrapped(text: str, indent: int, width: int) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent=" " * indent, subsequent_indent=" " * indent, break_on_hyphens=False,
+        break_long_words=False,
+    )  # fmt: skip

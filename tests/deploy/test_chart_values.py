@@ -73,6 +73,52 @@ REFUSED: list[tuple[str, Values, Values]] = [
 ]
 
 
+#: What is asked for where a schema's keyword would not say it.
+WORDS: list[tuple[str, Values, Values]] = [
+    (
+        "a URL without user and password: put one with them into existingSecret, as FORWARDER_BROKER_URL",
+        ALONE,
+        {"broker": {"url": "redis://:secret@r:6379/0"}},
+    ),
+    ("put one with them into existingSecret", ALONE, {"broker": {"url": "redis:/u:secret@r"}}),
+    (
+        "put one with them into existingSecret, as FORWARDER_RESULT_BACKEND",
+        ALONE,
+        {"results": {"url": "redis://u:secret@r/1"}},
+    ),
+    ("name an existingSecret that has it as FORWARDER_BROKER_URL", {}, {}),
+    ("name an existingSecret that has it as FORWARDER_RESULT_BACKEND", {}, {}),
+    ("a URL outside the pod, or set model.enabled", {}, {}),
+    ("a URL of redis:// or rediss://: broker.kind is redis", ALONE, {"broker": {"url": "amqp://r:5672/"}}),
+    ("a URL of amqp:// or amqps://", RABBITMQ, {"broker": {"url": "redis://r:6379/0"}}),
+    ("the URL of a queue that exists: broker.kind is sqs", SQS, {"broker": {"sqsQueueUrl": ""}}),
+    ("empty: broker.kind is sqs", SQS, {"broker": {"url": "redis://r:6379/0"}}),
+    ("empty: broker.kind is redis", ALONE, {"broker": {"sqsQueueUrl": "https://host/1/q"}}),
+    ("a container with an image", ALONE, {"model": {"enabled": True}}),
+    ("1 or more: only scaling.kind keda", ALONE, {"scaling": {"kind": "hpa", "minReplicas": 0}}),
+    ("the region of the queue", merged(SQS, KEDA), {"aws": {"region": ""}}),
+    ("HOST:PORT of Redis", merged(ALONE, KEDA), {"broker": {"url": ""}, "existingSecret": "urls"}),
+    ("a secretTargetRef with the management URL", merged(RABBITMQ, KEDA), {}),
+    (
+        "secrets into existingSecret",
+        ALONE,
+        {"extraEnv": [{"name": "FORWARDER_CALLBACK_SECRET", "value": "x"}]},
+    ),
+    ("another name: scratch is taken", ALONE, {"volumes": [{"name": "scratch"}]}),
+]
+
+
+@pytest.mark.parametrize(("words", "values", "changes"), WORDS, ids=lambda part: str(part)[:60])
+def test_a_refusal_says_in_words_what_is_wanted(
+    helm: Helm, words: str, values: Values, changes: Values
+) -> None:
+    passed, said = helm.lint(merged(values, changes))
+    assert not passed
+    assert words in said
+    assert "'not' failed" not in said
+    assert "secret@" not in said
+
+
 @pytest.mark.parametrize(("place", "values", "changes"), REFUSED, ids=lambda part: str(part)[:60])
 def test_a_value_that_cannot_work_is_refused_by_its_name(
     helm: Helm, place: str, values: Values, changes: Values

@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from forwarder.testing import aws_resources
 from forwarder.testing.aws import Moto
@@ -163,8 +164,6 @@ def test_check_fails_where_sqs_would_move_tasks_away_without_a_result(
 def test_check_warns_where_redis_may_drop_queues_and_results(
     forwarder: Forwarder, redis_env: dict[str, str], valkey: Valkey
 ) -> None:
-    import redis
-
     with redis.Redis.from_url(valkey.url) as client:
         client.config_set("maxmemory", 2**30)
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -178,6 +177,58 @@ def test_check_warns_where_redis_may_drop_queues_and_results(
         ["warn", "broker"],
         ["warn", "results"],
     ]
+
+
+@pytest.fixture
+def refusing(model_server: ModelServer) -> Iterator[tuple[redis.Redis, dict[str, str]]]:
+    """A Redis server of its own, to be spoilt, and the settings that name it."""
+    with Valkey() as own, redis.Redis.from_url(own.url) as client:
+        yield client, on(own, model_server)
+
+
+def test_check_leaves_no_key_behind(
+    forwarder: Forwarder, refusing: tuple[redis.Redis, dict[str, str]]
+) -> None:
+    client, env = refusing
+    assert forwarder("check", env=env).code == 0
+    assert client.info("keyspace") == {}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word", "remedy"),
+    [
+        (lambda client: client.replicaof("127.0.0.1", "1"), "ReadOnlyError", "it is a replica"),
+        (lambda client: client.config_set("maxmemory", 1), "OutOfMemoryError", "(maxmemory)"),
+    ],
+    ids=["replica", "no memory"],
+)
+def test_a_redis_that_refuses_writes_is_no_broker_and_no_result_store(
+    forwarder: Forwarder,
+    refusing: tuple[redis.Redis, dict[str, str]],
+    spoil: Callable[[redis.Redis], object],
+    word: str,
+    remedy: str,
+) -> None:
+    client, env = refusing
+    spoil(client)
+    ended = forwarder("check", env=env)
+    assert ended.code == 3
+    assert ended.out.endswith("a worker would not work: broker, results\n")
+    assert ended.out.count(f"refuses writes: {word}") == ended.out.count(remedy) == 2
+    ended = forwarder("submit", '{"args": 1}', env=env)
+    assert ended.code == 3
+    assert ended.err == f"Error: the broker answers, but refuses ({word}); see `forwarder check`\n"
+
+
+@pytest.mark.parametrize("command", [["submit", "{}"], ["dead", "list"]])
+def test_a_queue_of_sqs_that_does_not_exist_is_3_and_one_line(
+    forwarder: Forwarder, aws_env: dict[str, str], moto: Moto, command: list[str]
+) -> None:
+    env = aws_env | {"FORWARDER_SQS_QUEUE_URL": f"{moto.url}/123456789012/absent"}
+    ended = forwarder(*command, env=env)
+    assert ended.code == 3
+    assert ended.err.count("\n") == 1
+    assert "NonExistentQueue" in ended.err
 
 
 def test_check_asks_rabbitmq(forwarder: Forwarder, redis_env: dict[str, str], rabbitmq: RabbitMQ) -> None:
@@ -314,8 +365,6 @@ def test_submitting_needs_no_result_store(
 def test_the_payload_is_in_the_message_body_only_and_the_time_of_sending_beside_it(
     forwarder: Forwarder, redis_env: dict[str, str], valkey: Valkey, queue_name: str
 ) -> None:
-    import redis
-
     before_s = time.time()
     forwarder("submit", '{"args": "a secret of the sender"}', env=redis_env)
     client = redis.Redis.from_url(valkey.database(0))

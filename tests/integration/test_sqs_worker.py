@@ -60,6 +60,35 @@ class Scene:
         return set(sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"].values())
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_whose_queue_does_not_exist_ends_with_2_and_names_setting_and_url(
+    pool: str, worker: StartWorker, scene: Scene
+) -> None:
+    url = scene.url + "-absent"
+    running = worker(pool=pool, env=scene.env | {"FORWARDER_SQS_QUEUE_URL": url})
+    assert running.wait_exit() == 2
+    log = running.log()
+    assert f"queue_missing setting='--sqs-url (FORWARDER_SQS_QUEUE_URL)' url={url}" in log
+    assert "Traceback" not in log
+    assert "CRITICAL" not in log
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_queue_that_vanishes_ends_no_worker_and_no_task(
+    pool: str, worker: StartWorker, scene: Scene, model_server: ModelServer
+) -> None:
+    running = worker(pool=pool, env=scene.env | PATIENT)
+    running.wait_ready()
+    result = scene.send()
+    model_server.wait_in_flight(1)
+    aws_resources.client(scene.moto.env, "sqs").delete_queue(QueueUrl=scene.url)
+    running.wait_for_log("receive_failed")
+    model_server.control(release=True)
+    assert total(result) == 1
+    assert asked(model_server, "task") == 1
+    assert running.alive
+
+
 @pytest.fixture
 def scene(
     moto: Moto, valkey: Valkey, model_server: ModelServer, queue_name: str, producer: MakeProducer

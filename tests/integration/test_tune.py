@@ -215,6 +215,15 @@ def test_a_server_that_is_not_there_ends_with_three(tune: Tune, payloads: str, n
     assert "inference server" in ended.stderr
 
 
+def test_a_server_that_is_ready_elsewhere_but_can_not_be_asked_is_named_at_once(
+    tune: Tune, payloads: str, model_server: ModelServer, nobody: str
+) -> None:
+    ended = tune("--payload", payloads, "--predict-url", f"http://{nobody}/p", env=model_server.env)
+    assert ended.returncode == 3
+    assert f"the inference server can't be reached at http://{nobody}/p" in ended.stderr
+    assert ended.stdout == ""
+
+
 def test_inputs_by_reference_are_downloaded_and_measured(
     tune: Tune, moto: Moto, model_server: ModelServer, queue_name: str, tmp_path: Path
 ) -> None:

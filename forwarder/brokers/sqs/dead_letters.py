@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from forwarder.aws_errors import error_code
+from forwarder.aws_errors import no_such_queue
 from forwarder.brokers.dead_letters import (
     DEATH_HEADER,
     DELIVERIES_HEADER,
@@ -70,8 +70,7 @@ class DeadQueues:
         try:
             return str(self._client().get_queue_url(QueueName=name, **owner)["QueueUrl"])
         except Exception as error:
-            # "AWS.SimpleQueueService.NonExistentQueue", or the name of its shape without the prefix.
-            if (error_code(error) or "").rpartition(".")[2] in ("NonExistentQueue", "QueueDoesNotExist"):
+            if no_such_queue(error):
                 return None
             raise
 

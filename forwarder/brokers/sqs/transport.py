@@ -10,6 +10,7 @@ A file of its own, because kombu's SQS transport imports boto3.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -19,12 +20,20 @@ from typing import Any, cast
 from celery.worker import state
 from kombu.transport import SQS, virtual
 
+from forwarder.aws_errors import error_code, no_such_queue
 from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.sqs.calls import BATCH_MAX
 from forwarder.brokers.sqs.leases import SqsLeases
 from forwarder.brokers.sqs.messages import RawMessage
 from forwarder.brokers.sqs.receiver import Receiver
 from forwarder.brokers.stopping import StopsAtOnce
+from forwarder.settings.table import BY_FIELD
+
+log = logging.getLogger(__name__)
+
+#: How a worker ends at once whose settings name no queue, and whose queue may not be had (``cli.exits``).
+EXIT_WRONG_SETTINGS = 2
+EXIT_REFUSED = 3
 
 
 class GuardedMessage(virtual.Message):
@@ -102,6 +111,24 @@ class BookedChannel(SQS.Channel):
             self._receiver = None
             _leases(self.transport_options["book"]).release()
         return super().basic_cancel(consumer_tag)
+
+    def _size(self, queue: str) -> int:
+        """Return about how many messages wait. Raises SystemExit where SQS refuses a consumer's queue.
+
+        Celery asks when it declares the queue, before it consumes; for it any refusal is a bug, with a
+        traceback. The worker drains as on every way out, so tasks in flight are safe.
+        """
+        try:
+            return int(super()._size(queue))
+        except Exception as error:
+            if self.book is None or (code := error_code(error)) is None:
+                raise
+            missing = no_such_queue(error)
+            log.error(
+                "queue_%s setting=%r url=%s error=%s", "missing" if missing else "refused",
+                BY_FIELD["sqs_url"].title, self._queue_cache.get(queue), code,
+            )  # fmt: skip
+            raise SystemExit(EXIT_WRONG_SETTINGS if missing else EXIT_REFUSED) from None
 
     def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
         """Do nothing: the lease book settles."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from forwarder.cli.broker_probes import (
     RABBITMQ_CONSUMER_TIMEOUT_S,
@@ -15,6 +15,8 @@ from forwarder.cli.broker_probes import (
     ask_redis,
     ask_sqs,
     judge_redis,
+    require_write,
+    url_remedies,
 )
 from forwarder.cli.findings import Caution, NotWorking
 from forwarder.settings import Settings
@@ -43,6 +45,12 @@ class FakeConnection:
     def ensure_connection(self, **options: Any) -> None:
         pass
 
+    def set(self, key: str, value: str, *, ex: int) -> None:
+        """Take what check writes."""
+
+    def delete(self, key: str) -> None:
+        """Delete it again."""
+
     def info(self) -> dict[str, Any]:
         if self._said is None:
             raise NoPermissionError("this user has no permissions to run the 'info' command")
@@ -51,7 +59,7 @@ class FakeConnection:
 
 def reaching(monkeypatch: pytest.MonkeyPatch, said: dict[str, Any] | None) -> None:
     app = SimpleNamespace(connection_for_read=lambda: FakeConnection(said))
-    monkeypatch.setattr("forwarder.cli.tasks.impatient_app", lambda _: app)
+    monkeypatch.setattr("forwarder.cli.tasks.impatient_app", lambda *_, **__: app)
 
 
 def queue(**attributes: str) -> Any:
@@ -111,6 +119,71 @@ def test_a_redis_that_may_not_be_asked_is_no_failure(monkeypatch: pytest.MonkeyP
     assert ask_redis(Settings(broker_url=URL)) == (
         f"{URL} answers; its version and memory policy are not verified: no INFO"
     )
+
+
+class Keys:
+    """A Redis that notes what is written and deleted, or refuses it."""
+
+    def __init__(self, *, refuses: Exception | None = None, keeps: bool = False) -> None:
+        self.held: dict[str, int] = {}
+        self.written: list[str] = []
+        self._refuses = refuses
+        self._keeps = keeps
+
+    def set(self, key: str, value: str, *, ex: int) -> None:
+        if self._refuses is not None:
+            raise self._refuses
+        self.written.append(key)
+        self.held[key] = ex
+
+    def delete(self, key: str) -> None:
+        if self._keeps:
+            raise NoPermissionError("this user has no permissions to run the 'del' command")
+        del self.held[key]
+
+
+def test_a_redis_is_tried_with_a_key_that_is_gone_afterwards() -> None:
+    keys = Keys()
+    require_write(keys, "key", url=URL, setting="--broker-url")
+    assert keys.written == ["key"]
+    assert keys.held == {}
+
+
+def test_a_key_that_may_not_be_deleted_is_no_failure_and_expires() -> None:
+    keys = Keys(keeps=True)
+    require_write(keys, "key", url=URL, setting="--broker-url")
+    assert 0 < keys.held["key"] <= 60
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (ReadOnlyError("You can't write against a read only replica."), "set --broker-url to its primary"),
+        (OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "maxmemory"),
+        (NoPermissionError("no permissions to access a key"), "ACL SETUSER"),
+        (ResponseError("MISCONF Redis is configured to save RDB snapshots"), "configuration of Redis"),
+    ],
+)
+def test_a_redis_that_refuses_writes_is_a_failure_with_its_own_remedy(error: Exception, remedy: str) -> None:
+    with pytest.raises(NotWorking, match=f"refuses writes: {type(error).__name__}: ") as failure:
+        require_write(Keys(refuses=error), "key", url=URL, setting="--broker-url")
+    assert remedy in failure.value.remedy
+
+
+def test_the_broker_is_written_to_like_the_workers_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(FakeConnection, "set", lambda self, key, value, *, ex: written.append(key))
+    reaching(monkeypatch, info())
+    ask_redis(Settings(broker_url=URL, queues=("work",)))
+    (key,) = written
+    assert key.startswith("forwarder:{work}:check-")
+
+
+def test_only_a_url_of_tls_is_said_to_want_it() -> None:
+    assert "TimeoutError" not in url_remedies("redis://host/0", "--broker-url")
+    remedies = url_remedies("rediss://host/0", "--broker-url")
+    assert remedies["TimeoutError"] == "let the server speak TLS, or begin --broker-url with redis://"
+    assert "amqp://" in url_remedies("amqps://host//", "--broker-url")["SSLError"]
 
 
 @pytest.mark.parametrize("task_timeout_s", [10.0, 3600.0])

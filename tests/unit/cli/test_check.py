@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from kombu.exceptions import OperationalError
+from redis.exceptions import AuthenticationError
 
 from forwarder.cli import check as check_module
 from forwarder.cli.check import as_json_text, descriptors_text, memory_text, settings_table, verdict
@@ -29,6 +31,9 @@ SECRETS = {
 FINE = Finding("broker", True, "answers")
 BROKEN = Finding("results", False, "refused", "start it")
 FITS = Peak((Term(MIB, "one"), Term(2 * MIB, "two")), Limit(4 * MIB, "cgroup2"))
+BROKER_REMEDY = (
+    "start the broker, or set --broker-url (FORWARDER_BROKER_URL), user and password included, and so on"
+)
 RISKY = Finding("broker", True, "may forget", "mend it")
 
 
@@ -77,6 +82,26 @@ def test_a_warning_tells_how_to_mend_it_and_is_no_failure() -> None:
         "warn  broker  may forget; to mend: mend it",
         "a worker would work",
     ]
+
+
+def test_on_a_terminal_no_line_is_wider_and_no_name_is_broken() -> None:
+    environ = {"FORWARDER_STOCK_VISIBILITY_TIMEOUT_S": "9", "FORWARDER_QUEUE": "x"}
+    table = settings_table(resolve({}, environ, {}), width=60)
+    lines = table.splitlines()
+    number = next(n for n, line in enumerate(lines) if line.startswith("  stock_visibility_timeout_s"))
+    assert lines[number].endswith(" 9")
+    assert lines[number + 1].split() == ["environment", "FORWARDER_STOCK_VISIBILITY_TIMEOUT_S"]
+    assert len(lines[number + 1]) == 60
+    assert next(line for line in lines if line.startswith("  concurrency ")).split()[1:] == ["4", "default"]
+    narrow = [
+        *verdict([Finding("broker", False, "no answer", BROKER_REMEDY)], width=60).splitlines(),
+        *memory_text(replace(FITS, limit=Limit(MIB, "cgroup2")), width=60).splitlines(),
+        *descriptors_text(Need(2000, "40 + 280 x 7"), Allowed(soft=9, hard=9), width=60).splitlines(),
+        *[line for line in lines if line.startswith("warning")],
+    ]
+    assert max(map(len, narrow)) <= 60
+    assert "(FORWARDER_BROKER_URL)," in " ".join(narrow).split()
+    assert verdict([BROKEN], width=200) == verdict([BROKEN])
 
 
 def test_the_verdict_is_good_where_all_is_well() -> None:
@@ -166,6 +191,24 @@ def test_a_caution_is_a_finding_with_its_own_remedy() -> None:
 def test_whatever_a_service_does_is_one_line(error: Exception, detail: str, remedy: str) -> None:
     (finding,) = findings([failing(error)], secrets=["hunter2"])
     assert finding == Finding("broker", False, detail, remedy)
+
+
+@pytest.mark.parametrize(
+    ("url", "cause", "remedy"),
+    [
+        ("rediss://host/0", TimeoutError(), "let the server speak TLS"),
+        ("redis://host/0", TimeoutError(), "start the broker"),
+        ("redis://host/0", AuthenticationError(), "put the user and the password"),
+    ],
+)
+def test_what_mends_a_connection_is_told_by_what_it_failed_with(
+    url: str, cause: Exception, remedy: str
+) -> None:
+    error = OperationalError("as kombu wraps it")
+    error.__cause__ = cause
+    probe = probes_for(Settings(broker_url=url))[0]
+    (finding,) = findings([replace(probe, ask=failing(error).ask)])
+    assert finding.remedy.startswith(remedy)
 
 
 @pytest.mark.parametrize(

@@ -136,15 +136,24 @@ def test_an_object_that_does_not_come_back_is_a_failure(aws: FakeAws) -> None:
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 def test_a_redis_that_may_drop_results_is_a_warning(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
-    redis = SimpleNamespace(ping=lambda: True, info=lambda: {"maxmemory": 2**30, "maxmemory_policy": policy})
-    backend = SimpleNamespace(client=redis)
-    monkeypatch.setattr("forwarder.cli.tasks.impatient_app", lambda _: SimpleNamespace(backend=backend))
+    written: list[str] = []
+    redis = SimpleNamespace(
+        set=lambda key, value, *, ex: written.append(key),
+        delete=lambda key: written.append(f"-{key}"),
+        info=lambda: {"maxmemory": 2**30, "maxmemory_policy": policy},
+    )
+    backend = SimpleNamespace(client=redis, get_key_for_task=lambda task_id: f"meta-{task_id}")
+    app = SimpleNamespace(backend=backend)
+    monkeypatch.setattr("forwarder.cli.tasks.impatient_app", lambda *_, **__: app)
     finding = found("results", Settings(result_backend="redis://:hunter2@host/1"))
     assert finding.ok
     assert (
         finding.detail
-        == f"redis://***@host/1 answers, but when its memory is full it drops results ({policy})"
+        == f"redis://***@host/1 takes results, but when its memory is full it drops them ({policy})"
     )
+    key, deleted = written
+    assert key.startswith("meta-forwarder-check-")
+    assert deleted == f"-{key}"
     assert "noeviction" in finding.remedy
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
+from kombu.exceptions import OperationalError
+from redis.exceptions import ReadOnlyError
 
 from forwarder.cli import tasks
 
@@ -96,6 +100,44 @@ def test_an_unreachable_service_is_exit_code_3_without_its_url(error: Exception)
     assert refused.value.exit_code == 3
     assert type(error).__name__ in refused.value.message
     assert "hunter2" not in refused.value.message
+
+
+def refused_by_sqs() -> Exception:
+    return ClientError({"Error": {"Code": "QueueDoesNotExist", "Message": "no"}}, "SendMessage")
+
+
+def wrapped_by_kombu(cause: Exception) -> Exception:
+    error = OperationalError("redis://:hunter2@host")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (wrapped_by_kombu(ReadOnlyError("hunter2")), "answers, but refuses (ReadOnlyError)"),
+        (refused_by_sqs(), "answers, but refuses (QueueDoesNotExist)"),
+        (wrapped_by_kombu(ConnectionRefusedError()), "can't be reached (ConnectionRefusedError)"),
+    ],
+)
+def test_a_service_that_refuses_is_told_from_one_that_is_silent(error: Exception, said: str) -> None:
+    with pytest.raises(tasks.Unreachable) as refused, tasks.reaching("the broker"):
+        raise error
+    assert refused.value.message == f"the broker {said}; see `forwarder check`"
+
+
+def test_the_errors_of_a_client_that_is_imported_on_the_way_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    botocore = sys.modules["botocore"]
+    monkeypatch.delitem(sys.modules, "botocore")
+
+    def send() -> None:
+        monkeypatch.setitem(sys.modules, "botocore", botocore)
+        raise refused_by_sqs()
+
+    with pytest.raises(tasks.Unreachable), tasks.reaching("the broker"):
+        send()
 
 
 def test_a_bug_is_not_taken_for_an_unreachable_service() -> None:

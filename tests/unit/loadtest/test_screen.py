@@ -36,6 +36,18 @@ def test_where_nobody_watches_a_run_is_a_few_lines_however_many_samples_there_ar
     assert lines[-1].endswith("1000/1000")
 
 
+def test_a_narrow_terminal_shows_the_count_and_the_time_and_cuts_the_state() -> None:
+    output = io.StringIO()
+    screen = Screen(Console(file=output, force_terminal=True, width=80))
+    with screen.following(1000):
+        screen.update(SEEN)
+    shown = output.getvalue()
+    assert "5/1000" in shown
+    assert "0:00:0" in shown
+    assert "2 children  4 in flight" in shown
+    assert "RSS" not in output.getvalue()
+
+
 def test_on_a_terminal_there_is_a_bar_with_the_state_beside_it() -> None:
     output = io.StringIO()
     screen = Screen(Console(file=output, force_terminal=True, width=160))

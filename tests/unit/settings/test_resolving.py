@@ -218,9 +218,18 @@ def test_a_value_of_the_wrong_type_in_a_file_is_refused(field: str, value: objec
         resolve({}, {}, {field: value})
 
 
-def test_a_misspelt_variable_is_pointed_out() -> None:
-    (warning,) = resolve({}, {"FORWARDER_QUEUE": "a"}, {}).warnings
-    assert warning == "FORWARDER_QUEUE is not a setting; did you mean FORWARDER_QUEUES?"
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("FORWARDER_QUEUE", "FORWARDER_QUEUES"),
+        ("FORWARDER_ENDPOINT_LABELS", "FORWARDER_LABELS"),  # by the field's name, endpoint_labels
+        ("FORWARDER_POOL", "CELERY_WORKER_POOL"),
+        ("FORWARDER_SQS_URL", "FORWARDER_SQS_QUEUE_URL"),
+    ],
+)
+def test_a_misspelt_variable_is_pointed_out(name: str, meant: str) -> None:
+    (warning,) = resolve({}, {name: "a"}, {}).warnings
+    assert warning == f"{name} is not a setting; did you mean {meant}?"
 
 
 def test_the_variables_of_a_kubernetes_service_called_forwarder_are_not() -> None:

@@ -203,6 +203,15 @@ def test_every_recommendation_is_shown_with_what_is_in_effect_and_why() -> None:
     assert "--concurrency         8  (as it is)" in kept
 
 
+def test_reasons_are_as_wide_as_the_terminal() -> None:
+    settings = Settings()
+    shown = [
+        *measurements(MEASURED, [], child_why="there is no room for one " * 5, width=80),
+        *recommendations(MEASURED, settings, advise(MEASURED, settings), width=80),
+    ]
+    assert 70 < max(map(len, shown)) <= 80
+
+
 def test_the_levels_are_shown_from_few_to_many() -> None:
     levels = [Level(1, 1.0, [0.1], [5]), Level(4, 0.0, busy=3), Level(2, 1.0, [0.1], [5])]
     rows = [

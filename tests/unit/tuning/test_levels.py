@@ -39,6 +39,19 @@ def climb(server: Callable[[int], Level], concurrency_max: int = 128) -> list[Le
 
 
 @pytest.mark.parametrize(
+    ("found", "silent"),
+    [
+        (Level(1, 0.0, broken=3), True),
+        (Level(1, 0.0, broken=2, busy=1), False),
+        (Level(1, 0.5, [0.1], [10], broken=2), False),
+        (Level(1, 0.5, [0.1], [10]), False),
+    ],
+)
+def test_a_server_is_silent_where_no_request_had_any_answer(found: Level, *, silent: bool) -> None:
+    assert found.silent is silent
+
+
+@pytest.mark.parametrize(
     ("server", "tried", "found"),
     [
         (slots(1), [1, 2], 1),

@@ -18,7 +18,7 @@ from kombu.transport import SQS
 
 from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.sqs.transport import SQSTransport
-from tests.unit.brokers.sqs.fake import QUEUE_URL, FakeSqs, make_leases, raw_message
+from tests.unit.brokers.sqs.fake import QUEUE_URL, FakeSqs, make_leases, raw_message, refusal
 
 
 @pytest.fixture
@@ -54,6 +54,52 @@ class Consumed:
     def take(self, message: Any) -> None:
         self.book.open(message)
         self.messages.append(message)
+
+
+def declare(connection: Any) -> None:
+    connection.default_channel.queue_declare(queue="q")
+
+
+def refusing(sqs: FakeSqs, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def answer(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(sqs, "get_queue_attributes", answer)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "exit_code"),
+    [
+        ("AWS.SimpleQueueService.NonExistentQueue", "queue_missing", 2),
+        ("QueueDoesNotExist", "queue_missing", 2),
+        ("AccessDenied", "queue_refused", 3),
+    ],
+)
+def test_a_queue_that_may_not_be_had_ends_the_worker_with_one_line_that_names_the_setting(
+    *,
+    sqs: FakeSqs,
+    connection: kombu.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: str,
+    said: str,
+    exit_code: int,
+) -> None:
+    refusing(sqs, monkeypatch, refusal(code))
+    with pytest.raises(SystemExit) as ended:
+        declare(connection)
+    assert ended.value.code == exit_code
+    assert caplog.messages == [
+        f"{said} setting='--sqs-url (FORWARDER_SQS_QUEUE_URL)' url={QUEUE_URL} error={code}"
+    ]
+
+
+def test_an_sqs_that_is_away_ends_no_worker(
+    sqs: FakeSqs, connection: kombu.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(sqs, monkeypatch, OSError("no route"))
+    with pytest.raises(OSError, match="no route"):
+        declare(connection)
 
 
 def envelope(**changes: Any) -> str:
