@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import sys
 import warnings
 from typing import Any
 
@@ -11,6 +12,9 @@ from forwarder.forwarding.record import CURRENT
 from forwarder.telemetry.foreign_lines import exception_text, without_quotes
 from forwarder.telemetry.json_lines import JsonLines, trace_fields
 from forwarder.telemetry.native import unpatched
+from forwarder.telemetry.uncaught import log_uncaught
+
+log = logging.getLogger(__name__)
 
 #: Loggers whose lines come once per task or more often, most of them with parts of
 #: the payload or the response at INFO or DEBUG. The worker writes its own line per task.
@@ -24,6 +28,9 @@ QUIETED = (
     "s3transfer",
     "urllib3",
 )
+
+#: billiard's, the prefork pool's: it passes nothing on to the root logger. It tells of a killed child.
+POOLS_OWN = "multiprocessing"
 
 
 class OneLine(logging.Formatter):
@@ -71,6 +78,12 @@ class StderrHandler(logging.StreamHandler[Any]):
         super().createLock()
         self.lock = unpatched("_thread", "RLock")()
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Tell of a line that can't be made; logging's own prints its arguments, which may quote."""
+        exc_info = sys.exc_info()
+        if record.name != __name__ and not isinstance(exc_info[1], OSError):  # that is the stream's
+            log.error("line_lost source=%s", record.name, exc_info=exc_info)
+
 
 def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
@@ -79,6 +92,11 @@ def _visible(character: str) -> str:
 def _concerns_this_version(record: logging.LogRecord) -> bool:
     """Return False for what Celery announces, at each lost connection, for a later version of itself."""
     return "CPendingDeprecationWarning" not in record.getMessage()
+
+
+def _is_no_rejection(record: logging.LogRecord) -> bool:
+    """Return False where Celery warns, with a traceback, of a task that goes back: our line tells it."""
+    return not (isinstance(record.args, dict) and record.args.get("description") == "rejected")
 
 
 def _take_ddtraces_handler_off() -> None:
@@ -117,13 +135,17 @@ def configure(level: str, style: str = "console") -> None:
             },
             "filters": {
                 "version": {"()": lambda: _concerns_this_version},
+                "rejections": {"()": lambda: _is_no_rejection},
                 "quotes": {"()": lambda: without_quotes},
             },
             "handlers": {"stderr": {"()": StderrHandler, "formatter": style, "filters": ["quotes"]}},
             "root": {"level": level, "handlers": ["stderr"]},
             "loggers": {
                 **{name: {"level": "WARNING"} for name in QUIETED},
+                "celery.app.trace": {"level": "WARNING", "filters": ["rejections"]},
+                POOLS_OWN: {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
                 "py.warnings": {"filters": ["version"]},
             },
         }
     )
+    log_uncaught()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from forwarder.loadtest.worker_log import WorkerLog
 from forwarder.testing.worker import Worker
 from tests.integration.scenes import PATIENCE_S, POOLS, RedisScene, wait_until
 
@@ -85,3 +89,25 @@ def test_lines_that_a_task_causes_name_it_whoever_wrote_them(pool: str, redis_sc
     # A line outside of any task has none, and at DEBUG, too, there is no payload.
     assert "task_id" not in next(line for line in lines(worker) if line["event"] == "worker_start")
     assert SECRET not in worker.log()
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_killed_child_is_told_in_a_line_of_the_logs_shape_and_counted(
+    style: str, redis_scene: RedisScene
+) -> None:
+    worker = redis_scene.ready("prefork", LOG_FORMAT=style, CONCURRENCY="2")
+    os.kill(worker.children()[0], signal.SIGKILL)
+    wait_until(lambda: WorkerLog(worker.log_path).read()["kills"] == 1)
+    assert redis_scene.send(numbers=[1]).get(timeout=PATIENCE_S)["status_code"] == 200
+    assert worker.stop() == 0
+    told = [line for line in worker.log().splitlines() if "(SIGKILL)" in line]
+    assert len(told) == 1
+    if style == "json":
+        [line] = [line for line in lines(worker) if line["event"].startswith("Process ")]
+        assert (line["level"], line["logger"], line["pid"]) == (
+            "ERROR",
+            "multiprocessing",
+            lines(worker)[0]["pid"],
+        )
+    else:
+        assert re.match(r"\d{4}-\d\d-\d\dT\S+ ERROR \d+ multiprocessing: Process ", told[0])
