@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from forwarder.hooks.callback_http import Reply
 from forwarder.hooks.callback_target import Target, authorization, find_target
 from forwarder.hooks.errors import HookError
 from forwarder.hooks.signing import Signer
+from forwarder.lookups import Lookups
 from forwarder.settings.model import EndpointIdentity
 
 TRIES_MAX = 4
@@ -40,12 +40,6 @@ class Poster(Protocol):
         ...
 
 
-def resolve(host: str, port: int) -> list[str]:
-    """Return the host's addresses in the system's order. Blocks. Raises OSError."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(address[0]) for *_, address in found]
-
-
 class CallbackHook:
     """Posts each result as JSON with ``task_id`` added; signed where there is a secret.
 
@@ -65,7 +59,7 @@ class CallbackHook:
         guard: AddressGuard,
         signer: Signer | None,
         endpoint: EndpointIdentity,
-        resolve: Callable[[str, int], Sequence[str]] = resolve,
+        resolve: Callable[[str, int], Sequence[str]] | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -75,7 +69,7 @@ class CallbackHook:
         self._guard = guard
         self._signer = signer
         self._user_id = endpoint.user_id
-        self._resolve = resolve
+        self._resolve = resolve or Lookups()
         self._clock = clock
         self._sleep = sleep
         self._uniform = uniform
@@ -88,8 +82,8 @@ class CallbackHook:
         """Post the result; False when neither the payload nor the operator names a URL.
 
         Blocks until the receiver has taken it: at most TRIES_MAX tries, each
-        bounded by the poster, and the waits between them. Raises HookError when the URL can't be used
-        or the receiver says no, for good or at every try.
+        bounded by the poster and the look-up, and the waits between them. Raises HookError when
+        the URL can't be used or the receiver says no, for good or at every try.
         """
         target = find_target(completion.payload, default_url=self._default_url)
         if target is None:

@@ -5,11 +5,16 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 
 from __future__ import annotations
 
+import string
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from standardwebhooks import Webhook
 
 from forwarder.settings.webhook import signing_key
+
+#: Of an id, what a header holds as it is: visible ASCII but "%", so that two ids never become one.
+SAFE = string.punctuation.replace("%", "")
 
 
 class Signer:
@@ -26,8 +31,10 @@ class Signer:
     def headers(self, *, message_id: str, timestamp_s: int, body: bytes) -> dict[str, str]:
         """Return the three headers; ``timestamp_s`` is the time of this try, since the epoch.
 
-        ``body`` is UTF-8.
+        In the id what no header holds is percent-encoded, as UTF-8, and signed like that: spaces,
+        line breaks, whatever is not ASCII, and "%". ``body`` is UTF-8.
         """
+        message_id = quote(message_id, safe=SAFE)
         moment = datetime.fromtimestamp(timestamp_s, UTC)
         return {
             "webhook-id": message_id,

@@ -14,7 +14,8 @@ from urllib.parse import quote, urlsplit
 from forwarder.forwarding.errors import Expired, ForwarderError, InferenceTimeout, InferenceUnreachable
 from forwarder.forwarding.ports import Answer, Spool, StagedBody
 from forwarder.inference.answers import AnswerReader
-from forwarder.inference.deadline import DeadlineSocket
+from forwarder.inference.connecting import connect
+from forwarder.inference.deadline import Deadline, DeadlineSocket
 
 READ_BYTES = 64 * 1024
 #: A body up to this size is copied behind the head, to leave with it in one call of the system.
@@ -31,7 +32,8 @@ class InferenceClient:
     between requests; size it to the concurrency. Timeouts are in seconds:
     connecting, between two reads, and the whole call. ``hold`` is told how many
     bytes of the response the calling greenlet has, as they come, and may block for
-    as many seconds as it is told.
+    as many seconds as it is told, and raise TimeoutError then. That puts the call's
+    end off: the answer is there, and paid for.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class InferenceClient:
         With a ``spool``, an answer with a status below 400 that is too large for
         memory is staged there, bounded by it alone.
 
-        Blocks for at most the total deadline or ``within_s``, after the connect
-        timeout for each of the host's addresses. Raises InferenceUnreachable when
-        there is no connection or it breaks, InferenceTimeout past a deadline,
+        Blocks for at most the total deadline, put off by what ``hold`` waits, or
+        ``within_s``, after the connect timeout for each of the host's addresses and
+        the look-up of a name. Raises InferenceUnreachable when there is no connection
+        in time or it breaks, InferenceTimeout past a deadline,
         Expired past ``within_s``, ResponseTooLarge past the bound, InvalidResponse
         for what is not HTTP, ValueError for a header that HTTP can't hold. The
         connection is closed whenever the call does not end with an answer, a
@@ -97,8 +100,7 @@ class InferenceClient:
         any more.
         """
         started = self._monotonic()
-        total_s = self._total_timeout_s if within_s is None else min(within_s, self._total_timeout_s)
-        deadline = started + total_s
+        deadline = Deadline(total_s=self._total_timeout_s, within_s=within_s, monotonic=self._monotonic)
         body_bytes = len(body) if isinstance(body, bytes) else body.size_bytes
         head = self._request_head(headers, body_bytes=body_bytes)
         reader = AnswerReader(body_bytes_max=self._response_bytes_max, spool=spool)
@@ -114,13 +116,15 @@ class InferenceClient:
                 if data := connection.recv(READ_BYTES):
                     reader.feed(data)
                     if spool is not None:
-                        reader.spill(within_s=deadline - self._monotonic())
-                    self._hold(reader.received_bytes, deadline - self._monotonic())
+                        reader.spill(within_s=deadline.left_s)
+                    self._wait_for_memory(reader.received_bytes, deadline)
                 else:
                     reader.end()
             reusable = sent and reader.reusable
         except TimeoutError:
-            raise self._too_late(deadline, expires=total_s < self._total_timeout_s) from None
+            if connection is None or not connection.has_sent:  # a look-up may take any time
+                raise InferenceUnreachable("no connection to the inference server in time") from None
+            raise self._too_late(deadline) from None
         except OSError as error:
             raise InferenceUnreachable(f"connection to the inference server broke: {_name(error)}") from None
         finally:
@@ -149,16 +153,16 @@ class InferenceClient:
             connection.close()
         return None
 
-    def _connect(self, deadline: float) -> DeadlineSocket:
-        timeout_s = min(self._connect_timeout_s, max(0.001, deadline - self._monotonic()))
+    def _connect(self, deadline: Deadline) -> DeadlineSocket:
+        timeout_s = min(self._connect_timeout_s, max(0.001, deadline.left_s))
         try:
-            sock = socket.create_connection((self._host, self._port), timeout_s)
+            sock = connect(self._host, self._port, timeout_s)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 sock = self._tls.wrap_socket(sock, server_hostname=self._host)
         except OSError as error:  # timeouts and name errors included
             raise InferenceUnreachable(f"no connection to the inference server: {_name(error)}") from None
-        return DeadlineSocket(sock, self._monotonic)
+        return DeadlineSocket(sock)
 
     def _give_back(self, connection: DeadlineSocket, *, reusable: bool) -> None:
         if reusable and len(self._idle) < self._idle_max:
@@ -201,10 +205,18 @@ class InferenceClient:
                 # A server and a page cache that are always ready would never let another greenlet run.
                 self._sleep(0)
 
-    def _too_late(self, deadline: float, *, expires: bool) -> ForwarderError:
-        if self._monotonic() < deadline:
+    def _wait_for_memory(self, held_bytes: int, deadline: Deadline) -> None:
+        try:
+            deadline.put_off(lambda within_s: self._hold(held_bytes, within_s))
+        except TimeoutError:
+            if deadline.left_s > 0:
+                raise InferenceTimeout("no memory for the rest of the answer") from None
+            raise
+
+    def _too_late(self, deadline: Deadline) -> ForwarderError:
+        if deadline.left_s > 0:
             return InferenceTimeout(f"the inference server was silent for {self._read_timeout_s:g} s")
-        if expires:
+        if deadline.is_the_tasks_end:
             return Expired("the task expired while it ran")
         return InferenceTimeout(f"no complete answer within {self._total_timeout_s:g} s")
 

@@ -1,4 +1,4 @@
-"""A socket whose every read and write ends by one deadline.
+"""The deadline of one call, and a socket whose every read and write ends by it.
 
 A socket's own timeout starts anew with each byte, so a server that trickles
 one byte every few seconds, in its headers or its body, is never timed out.
@@ -8,9 +8,53 @@ watching thread.
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from collections.abc import Callable
+
+#: What one call may wait for other tasks' memory in all: an hour, like --task-timeout unless it is set.
+PUT_OFF_MAX_S = 3600.0
+
+
+class Deadline:
+    """When a call must be over: ``total_s`` seconds from now, or ``within_s`` where its task ends before.
+
+    ``put_off`` moves the former and never the latter.
+    """
+
+    def __init__(
+        self, *, total_s: float, within_s: float | None = None, monotonic: Callable[[], float]
+    ) -> None:
+        now = monotonic()
+        self._monotonic = monotonic
+        self._task_ends = math.inf if within_s is None else now + within_s
+        self._at = min(now + total_s, self._task_ends)
+        self._put_off_left_s = PUT_OFF_MAX_S
+
+    @property
+    def left_s(self) -> float:
+        """Return the seconds that are left, none or less past it."""
+        return self._at - self._monotonic()
+
+    @property
+    def is_the_tasks_end(self) -> bool:
+        """Return whether the task itself ends with it."""
+        return self._at == self._task_ends
+
+    def put_off(self, wait: Callable[[float], object]) -> None:
+        """Wait for what isn't the server's doing, and move the deadline by as long as that took.
+
+        ``wait`` is told for how many seconds it may block: until the task ends, and for PUT_OFF_MAX_S in
+        all of a call's waits. What it raises passes through.
+        """
+        before = self._monotonic()
+        try:
+            wait(min(self._put_off_left_s, self._task_ends - before))
+        finally:
+            waited_s = self._monotonic() - before
+            self._put_off_left_s -= waited_s
+            self._at = min(self._at + waited_s, self._task_ends)
 
 
 class DeadlineSocket:
@@ -21,16 +65,19 @@ class DeadlineSocket:
     the bound on silence, or when the deadline has passed.
     """
 
-    def __init__(self, sock: socket.socket, monotonic: Callable[[], float]) -> None:
-        self._sock = sock
-        self._monotonic = monotonic
-        self._deadline = 0.0
-        self._silence_s = 0.0
+    _deadline: Deadline
 
-    def arm(self, *, deadline: float, silence_s: float) -> None:
-        """Set the deadline (on the monotonic clock) and the bound on silence of the next request."""
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._silence_s = 0.0
+        #: Whether any of the request has left.
+        self.has_sent = False
+
+    def arm(self, *, deadline: Deadline, silence_s: float) -> None:
+        """Set the deadline and the bound on silence of the next request."""
         self._deadline = deadline
         self._silence_s = silence_s
+        self.has_sent = False
 
     def sendall(self, data: bytes | memoryview) -> None:
         """Send everything before the deadline, or raise TimeoutError."""
@@ -38,6 +85,7 @@ class DeadlineSocket:
         while left:
             self._sock.settimeout(self._left_s())
             left = left[self._sock.send(left) :]
+            self.has_sent = True
 
     def recv(self, bytes_max: int) -> bytes:
         """Read what is there, nothing at the end of the connection, or raise TimeoutError."""
@@ -64,7 +112,7 @@ class DeadlineSocket:
         self._sock.close()
 
     def _left_s(self) -> float:
-        left_s = self._deadline - self._monotonic()
+        left_s = self._deadline.left_s
         if left_s <= 0:
             raise TimeoutError("deadline passed")
         return min(left_s, self._silence_s)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from forwarder.inference.connecting import connect
+
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 1.0
@@ -18,17 +20,17 @@ SAY_EVERY_S = 15.0
 def probe(url: str, *, timeout_s: float = 2.0) -> str | None:
     """GET the health URL once; return None when it answers 2xx, else why it is not ready.
 
-    Blocks for at most about the timeout. Never raises.
+    Blocks for at most about the timeout, beside the look-up of a name. Never raises.
     """
     parts = urlsplit(url)
     host, path = parts.hostname or "", parts.path or "/"
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
-    else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    tls = ssl.create_default_context() if parts.scheme == "https" else None
+    port = parts.port or (443 if tls else 80)
+    connection = http.client.HTTPConnection(host, port)
     try:
+        connection.sock = connect(host, port, timeout_s)
+        if tls is not None:
+            connection.sock = tls.wrap_socket(connection.sock, server_hostname=host)
         connection.request("GET", path + (f"?{parts.query}" if parts.query else ""))
         status = connection.getresponse().status
     except OSError as error:

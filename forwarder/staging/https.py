@@ -21,6 +21,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import Url, parse_url
 
 from forwarder.forwarding.errors import InputUnavailable, InvalidPayload, is_shortage
+from forwarder.lookups import Lookups
 
 PORT = 443
 CONNECT_TIMEOUT_S = 5.0
@@ -32,11 +33,6 @@ HEADERS_TIMEOUT_S = 30.0
 
 #: Answers after which another try may help.
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-def resolve(host: str, port: int) -> list[str]:
-    """Return the host's addresses in the system's order. Blocks. Raises OSError."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
 class HttpsSource:
@@ -51,11 +47,11 @@ class HttpsSource:
         *,
         permits: Callable[[str, str], bool],
         tls: ssl.SSLContext,
-        resolve: Callable[[str, int], Sequence[str]] = resolve,
+        resolve: Callable[[str, int], Sequence[str]] | None = None,
     ) -> None:
         self._permits = permits
         self._tls = tls
-        self._resolve = resolve
+        self._resolve = resolve or Lookups()
 
     def open(self, url: str, *, after_bytes: int = 0, tag: str | None = None) -> HttpsObject:
         """Open the object behind its first so many bytes, and only the version that has the tag.

@@ -17,6 +17,7 @@ from forwarder.hooks.callback_http import Reply
 from forwarder.hooks.callback_target import Target
 from forwarder.hooks.errors import HookError
 from forwarder.hooks.signing import Signer
+from forwarder.lookups import Lookups
 from forwarder.settings.model import EndpointIdentity
 
 PUBLIC = ["93.184.216.34", "2606:4700::1111"]
@@ -218,3 +219,15 @@ def test_without_a_secret_nothing_is_signed() -> None:
 )
 def test_what_a_status_asks_for(status: int, wait_s: float | None) -> None:
     assert asked_wait(Reply(status), now=0.0) == wait_s
+
+
+def test_names_are_looked_up_a_few_at_a_time() -> None:
+    scene = Scene()
+    hook = CallbackHook(
+        poster=scene,
+        default_url=None,
+        guard=AddressGuard(()),
+        signer=None,
+        endpoint=EndpointIdentity(),
+    )
+    assert isinstance(hook._resolve, Lookups)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 
 import pytest
+from standardwebhooks import Webhook
 
 from forwarder.hooks.signing import Signer
 
@@ -26,6 +28,26 @@ def test_the_signature_is_that_of_the_reference_library() -> None:
 @pytest.mark.parametrize("changed", [("b", 1, b"body"), ("a", 2, b"body"), ("a", 1, b"other")])
 def test_the_signature_covers_id_time_and_body(changed: tuple[str, int, bytes]) -> None:
     assert signature("a", 1, b"body") != signature(*changed)
+
+
+@pytest.mark.parametrize(
+    ("task_id", "header"),
+    [
+        ("f016cb68-26ac-41bc-b365-a04cff093148", "f016cb68-26ac-41bc-b365-a04cff093148"),
+        ("order/7:a_b.c~d+e=f@g|h", "order/7:a_b.c~d+e=f@g|h"),
+        (" lead", "%20lead"),
+        ("trail ", "trail%20"),
+        ("line\r\nbreak", "line%0D%0Abreak"),
+        ("f\u00fcr", "f%C3%BCr"),
+        ("\u4efb\u52a1", "%E4%BB%BB%E5%8A%A1"),
+        ("%20lead", "%2520lead"),
+    ],
+)
+def test_an_id_is_signed_as_its_header_says_it(task_id: str, header: str) -> None:
+    headers = Signer(SECRET).headers(message_id=task_id, timestamp_s=1614265330, body=b"{}")
+    assert headers["webhook-id"] == header
+    moment = datetime.fromtimestamp(1614265330, UTC)
+    assert headers["webhook-signature"] == Webhook(SECRET).sign(header, moment, "{}")
 
 
 def signature(message_id: str, timestamp_s: int, body: bytes) -> str:

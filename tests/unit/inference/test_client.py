@@ -10,7 +10,9 @@ import pytest
 
 from forwarder.forwarding.errors import Expired, InferenceTimeout, InferenceUnreachable, ResponseTooLarge
 from forwarder.forwarding.ports import StagedBody
+from forwarder.inference import client
 from forwarder.inference.client import COPIED_BYTES_MAX, InferenceClient
+from forwarder.inference.deadline import PUT_OFF_MAX_S
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"
 
@@ -65,15 +67,17 @@ class Bench:
         self.now = 100.0
         self.connect_timeouts: list[float] = []
         self.slept_s: list[float] = []
+        self.connect_takes_s = 0.0
         self.held: list[int] = []
 
-        def create_connection(address: Any, timeout: float, source: Any = None) -> Wire:
-            self.connect_timeouts.append(timeout)
+        def connect_to(host: str, port: int, timeout_s: float) -> Wire:
+            self.connect_timeouts.append(timeout_s)
+            self.now += self.connect_takes_s
             if connect is not None:
                 raise connect
             return wire
 
-        monkeypatch.setattr(socket, "create_connection", create_connection)
+        monkeypatch.setattr(client, "connect", connect_to)
         self.client = InferenceClient(
             url=url,
             connect_timeout_s=5.0,
@@ -81,10 +85,13 @@ class Bench:
             total_timeout_s=60.0,
             response_bytes_max=1000,
             idle_max=idle_max,
-            hold=lambda number, within_s: self.held.append(number),
+            hold=self.hold,
             monotonic=lambda: self.now,
             sleep=self.slept_s.append,
         )
+
+    def hold(self, number: int, within_s: float) -> None:
+        self.held.append(number)
 
     def later(self, seconds: float, piece: bytes) -> Any:
         def step() -> bytes:
@@ -164,6 +171,82 @@ def test_connecting_takes_no_longer_than_the_task_has(
     assert wire.open
     bench.client.close()
     assert not wire.open
+
+
+@pytest.mark.parametrize("within_s", [None, 10.0])
+def test_a_deadline_that_passes_before_anything_was_sent_is_no_timeout_of_the_server(
+    monkeypatch: pytest.MonkeyPatch, within_s: float | None
+) -> None:
+    """Under gevent a look-up takes as long as it takes; what was never asked may be asked again."""
+    wire = Wire(HEAD + b"1234")
+    bench = Bench(monkeypatch, wire)
+    bench.connect_takes_s = 61.0
+    with pytest.raises(InferenceUnreachable, match="in time"):
+        bench.client.predict(b"{}", headers={}, within_s=within_s)
+    assert not wire.sent
+    assert not wire.open
+
+
+def test_a_request_that_left_in_part_may_have_been_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire()
+    bench = Bench(monkeypatch, wire)
+    bench.connect_takes_s = 59.0
+
+    def send_slowly(data: Any) -> int:
+        bench.now += 1.0
+        return 10
+
+    wire.send = send_slowly  # type: ignore[method-assign]
+    with pytest.raises(InferenceTimeout, match="within 60 s"):
+        bench.client.predict(b"{}", headers={})
+
+
+class Turn(Bench):
+    """An answer that begins 59 s after its request and then waits 100 s for its turn, of a total of 60 s."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, never_comes: bool = False) -> None:
+        self.wire = Wire()
+        super().__init__(monkeypatch, self.wire)
+        self.asked_s: list[float] = []
+        self.wire.pieces = [self.later(59.0, HEAD + b"12"), b"34"]
+        self.never_comes = never_comes
+
+    def hold(self, number: int, within_s: float) -> None:
+        if number == 2:
+            self.asked_s.append(within_s)
+            self.now += min(100.0, within_s)
+            if self.never_comes or within_s < 100.0:
+                raise TimeoutError
+
+
+def test_waiting_for_memory_does_not_count_against_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Turn(monkeypatch)
+    assert bench.client.predict(b"{}", headers={}).body == b"1234"
+    assert bench.asked_s == [PUT_OFF_MAX_S]
+
+
+def test_behind_a_wait_for_memory_the_server_has_what_was_left_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Turn(monkeypatch)
+    bench.wire.pieces[1] = bench.silence(1.0)
+    with pytest.raises(InferenceTimeout, match="within 60 s"):
+        bench.client.predict(b"{}", headers={})
+    assert bench.wire.timeouts[-1] == 1.0
+
+
+def test_memory_that_never_comes_fails_the_task_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Turn(monkeypatch, never_comes=True)
+    with pytest.raises(InferenceTimeout, match="no memory"):
+        bench.client.predict(b"{}", headers={})
+    assert not bench.wire.open
+
+
+def test_waiting_for_memory_ends_with_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Turn(monkeypatch)
+    with pytest.raises(Expired):
+        bench.client.predict(b"{}", headers={}, within_s=80.0)
+    assert bench.asked_s == [21.0]
 
 
 def test_a_request_leaves_with_its_body_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,12 +399,10 @@ def test_an_answer_too_large_for_memory_goes_to_the_spool_as_it_comes(
     monkeypatch: pytest.MonkeyPatch, pieces: list[bytes]
 ) -> None:
     bench, spool = Bench(monkeypatch, Wire(*pieces)), FakeSpool()
-    held: list[int] = []
-    bench.client._hold = lambda number, within_s: held.append(number)
     answer = bench.client.predict(b"{}", headers={}, spool=spool)
     assert spool.pieces == [b"0123456789abcdefghij", b"last"]
     assert (answer.body, answer.staged) == (b"", StagedBody(path=Path("staged"), size_bytes=24))
-    assert max(held) == 10, "what is on the disk is not held in memory"
+    assert max(bench.held) == 10, "what is on the disk is not held in memory"
 
 
 def test_an_answer_with_its_last_byte_in_its_first_piece_goes_there_too(

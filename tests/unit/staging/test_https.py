@@ -11,6 +11,7 @@ from urllib3 import HTTPResponse
 
 from forwarder.addresses import ListedHosts
 from forwarder.forwarding.errors import InputUnavailable, InvalidPayload
+from forwarder.lookups import Lookups
 from forwarder.staging.https import HttpsObject, HttpsSource, _check
 
 SECRET = "X-Amz-Signature=hunter2"
@@ -19,6 +20,11 @@ SECRET = "X-Amz-Signature=hunter2"
 def source(resolve: Callable[[str, int], list[str]]) -> HttpsSource:
     permits = ListedHosts(["*.example.com", "10.0.0.0/8"]).permits
     return HttpsSource(permits=permits, tls=ssl.create_default_context(), resolve=resolve)
+
+
+def test_names_are_looked_up_a_few_at_a_time() -> None:
+    made = HttpsSource(permits=ListedHosts([]).permits, tls=ssl.create_default_context())
+    assert isinstance(made._resolve, Lookups)
 
 
 @pytest.mark.parametrize(
