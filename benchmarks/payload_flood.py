@@ -1,8 +1,8 @@
 """Large payloads, or answers, together far more than the memory, on a gevent worker in a real memory cgroup.
 
 ``python -m benchmarks.payload_flood`` runs the whole: 200 x 5 MB in 512 MiB, as the worker is, then
-with neither budget nor soft limit, which the kernel kills; and the same of answers. Needs root, for
-the cgroup.
+with neither budget nor soft limit, which the kernel kills; and the same of answers. With
+``--soft-limit`` a steady load of long tasks under the soft limit alone. Needs root, for the cgroup.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from forwarder.testing.worker import Worker
 
 #: Neither a budget nor a soft limit: what a worker without admission by bytes does.
 SABOTAGE = {"FORWARDER_INFLIGHT_BYTES_MAX": str(2**40), "FORWARDER_MEMORY_HIGH_PERCENT": "100"}
+#: The soft limit alone.
+NO_BUDGET = {"FORWARDER_INFLIGHT_BYTES_MAX": str(2**40)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,21 +116,24 @@ def main() -> int:
     """Print one JSON object a run; return 0 if nothing was killed or lost but by the sabotages."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--tasks", type=int, default=200)
-    options.add_argument("--timeout", type=float, default=900.0, help="seconds for each of the four runs")
+    options.add_argument("--soft-limit", action="store_true", help="300 x 1 MB, 20 s each, in 290 MiB")
+    options.add_argument("--timeout", type=float, default=900.0, help="seconds for each run")
     given = options.parse_args()
     payloads = Flood(tasks=given.tasks)
     answers = Flood(tasks=given.tasks, payload_bytes=100, answer_bytes=payloads.payload_bytes)
+    both: tuple[tuple[str, dict[str, str]], ...] = (("forwarder", {}), ("sabotaged", SABOTAGE))
+    runs = [(flood, name, env) for flood in (payloads, answers) for name, env in both]
+    if given.soft_limit:
+        steady = Flood(tasks=300, payload_bytes=1_000_000, limit_mb=290, sleep_s=20)
+        runs = [(steady, "soft limit alone", NO_BUDGET)]
     wrong = 0
     with Valkey() as valkey, ModelServer() as model_server:
-        for flood in (payloads, answers):
-            for name, env in (("forwarder", {}), ("sabotaged", SABOTAGE)):
-                flooded = run(
-                    flood, valkey=valkey, model_server=model_server, env=env, timeout_s=given.timeout
-                )
-                shown = {key: value for key, value in asdict(flooded).items() if key != "log"}
-                sys.stdout.write(json.dumps({"name": name, **asdict(flood), **shown}) + "\n")
-                safe = (flooded.done, flooded.kills) == (flood.tasks, 0)
-                wrong += safe if env else not safe
+        for flood, name, env in runs:
+            flooded = run(flood, valkey=valkey, model_server=model_server, env=env, timeout_s=given.timeout)
+            shown = {key: value for key, value in asdict(flooded).items() if key != "log"}
+            sys.stdout.write(json.dumps({"name": name, **asdict(flood), **shown}) + "\n")
+            safe = (flooded.done, flooded.kills) == (flood.tasks, 0)
+            wrong += safe if env is SABOTAGE else not safe
     return min(wrong, 1)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
+from celery.worker import state
 from kombu import Connection
 
 from forwarder.brokers import compression
@@ -22,7 +24,6 @@ from forwarder.brokers.leases import LeaseBook
 from forwarder.brokers.pardons import Pardons
 from forwarder.cloud.per_process import PerProcess
 from forwarder.cloud.session import AwsSession, s3_client
-from forwarder.forwarding.errors import DeadLettered
 from forwarder.forwarding.task import TASK_NAMES, ForwardTask
 from forwarder.process_parts import PartsBuilder
 from forwarder.results.patience import Patience
@@ -33,6 +34,7 @@ from forwarder.scaling.process_memory import Memory
 from forwarder.scaling.turns import SharedLock, Turns, siblings
 from forwarder.settings.datadog import dogstatsd_is_on
 from forwarder.settings.model import Settings
+from forwarder.settings.redact import without_password
 from forwarder.telemetry import children as child_counts
 from forwarder.telemetry import dogstatsd, tracing
 from forwarder.telemetry.children import ChildPipe
@@ -97,6 +99,8 @@ class Composition:
         )
         self.book.admission = self.admission
         self.book.concluded = self._count_concluded
+        self.book.begun = self._count_begun
+        self.book.put_aside = partial(self._count_delivery, "dead")
         self.parts = PerProcess(
             PartsBuilder(
                 settings=settings,
@@ -155,6 +159,8 @@ class Composition:
             # Without a cgroup: what is ours alone and our part of what is shared.
             used_bytes=lambda: self._used(self.limit.used_bytes() or memory.sample().proportional_bytes),
             held=lambda: len(self.book),
+            running=lambda: len(state.active_requests),  # what waits for its ETA is held, and in no slot
+            ended=lambda: self.book.ended,
             ticked=self._tick,
             unforked=self.book.unforked,
             lowers=settings.pool == "gevent",
@@ -230,10 +236,16 @@ class Composition:
 
     def _count_concluded(self, delivery: Delivery, outcome: str) -> None:
         """Count what no slot counts: a task that was refused or revoked, or whose message goes back."""
-        metrics = self.metrics.get()
-        metrics.count("forwarder_tasks_total", queue=delivery.queue, outcome=outcome)
-        if outcome == DeadLettered.code:
-            metrics.count("forwarder_deliveries_total", queue=delivery.queue, kind="dead")
+        self.metrics.get().count("forwarder_tasks_total", queue=delivery.queue, outcome=outcome)
+
+    def _count_begun(self, delivery: Delivery) -> None:
+        """Count here what a slot takes up: a child that is killed takes what it counted along."""
+        self._count_delivery(
+            "redelivered" if delivery.redelivered or delivery.number > 1 else "first", delivery
+        )
+
+    def _count_delivery(self, kind: str, delivery: Delivery) -> None:
+        self.metrics.get().count("forwarder_deliveries_total", queue=delivery.queue, kind=kind)
 
     def _used(self, used_bytes: int) -> int:
         self._used_bytes = used_bytes
@@ -325,7 +337,9 @@ def _result_config(settings: Settings, s3: PerProcess[Any], store_timeout_s: flo
         "result_backend_transport_options": {
             "client": s3.get,
             "looks_first": settings.track_started,
-            "patience": Patience(bound_s=settings.store_retry_s),
+            "patience": Patience(
+                bound_s=settings.store_retry_s, store=without_password(settings.result_backend)
+            ),
         },
         "redis_max_connections": settings.slots_max + SPARE_CONNECTIONS,
         "redis_socket_keepalive": True,

@@ -14,7 +14,7 @@ from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from greenlet import GreenletExit  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from forwarder.green_slots import Slots
+    from forwarder.green_slots import Job, Slots
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,16 @@ class GreenPool(TaskPool):
         killed neither is called: its killer says what becomes of the task.
         """
 
-        def run(pid: int) -> None:
+        def run(job: Job) -> None:
             try:
-                accept_callback(pid, time.monotonic())
-                try:
-                    returned = target(*args, **(kwargs or {}))
-                finally:
-                    self.slot_is_empty()  # before the ack, which asks for the next message
+                with self._pool.running:
+                    accept_callback(job.number, time.monotonic())
+                    if job.killed:  # its message became somebody else's while it waited to run
+                        return
+                    try:
+                        returned = target(*args, **(kwargs or {}))
+                    finally:
+                        self.slot_is_empty()  # before the ack, which asks for the next message
                 callback(returned)
             except (GreenletExit, WorkerShutdown, WorkerTerminate):
                 raise
@@ -77,6 +80,17 @@ class GreenPool(TaskPool):
                 error_callback(ExceptionInfo())
 
         return self._pool.start(run)
+
+    def grow(self, n: int = 1) -> None:
+        """Let ``n`` more run, as remote control asks."""
+        super().grow(n)
+        for _ in range(n):
+            self._pool.running.release()
+
+    def shrink(self, n: int = 1) -> None:
+        """Let ``n`` less run, once as many have ended."""
+        super().shrink(n)
+        self._pool.running.counter -= n
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
         """End a job where it waits, or before it begins; does nothing once it is over."""

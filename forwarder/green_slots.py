@@ -21,7 +21,7 @@ class Job:
 
     __slots__ = ("__weakref__", "killed", "number", "run", "slot")
 
-    def __init__(self, number: int, run: Callable[[int], None]) -> None:
+    def __init__(self, number: int, run: Callable[[Job], None]) -> None:
         self.number = number
         self.run = run
         self.slot: _Slot | None = None
@@ -34,8 +34,10 @@ class Job:
 class Slots:
     """Jobs, each in a greenlet that takes the next one when it is over.
 
-    At most ``size`` of them run, which whoever takes messages sees to: it counts those that are not settled.
-    As many again may be waiting for their ack's round trip, so that the next task need not wait for it.
+    At most ``size`` of them run: each does so inside of ``running``. Who takes messages counts those that
+    are not settled and takes no more, but tasks whose ETA is one moment were taken long before it.
+    As many again may be waiting to run, or for their ack's round trip, for which the next need not wait.
+    None that runs waits for one of these, so all have their turn.
 
     Celery's ``grow``, ``shrink`` and ``on_stop`` know it as a ``gevent.pool.Pool``:
     ``size``, ``_semaphore`` and ``join`` are theirs.
@@ -43,6 +45,7 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.running = Semaphore(size)
         self._semaphore = Semaphore(2 * size)
         self._numbers = itertools.count(1)
         self._jobs: dict[int, Job] = {}
@@ -54,8 +57,8 @@ class Slots:
         """Return the number of jobs that run or are about to."""
         return len(self._jobs)
 
-    def start(self, run: Callable[[int], None]) -> Job:
-        """Start a job, which is called with its number; blocks while twice ``size`` are not over."""
+    def start(self, run: Callable[[Job], None]) -> Job:
+        """Start a job, which is called with itself; blocks while twice ``size`` are not over."""
         self._semaphore.acquire()
         job = Job(next(self._numbers), run)
         self._jobs[job.number] = job
@@ -105,7 +108,7 @@ class _Slot(gevent.Greenlet):  # type: ignore[misc]  # gevent has no types
             try:
                 if not job.killed:
                     job.slot = self
-                    job.run(job.number)
+                    job.run(job)
             finally:
                 self._slots._end(job)
             if job.killed:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from forwarder.aws_errors import describe
 from forwarder.brokers.background import in_background
 from forwarder.brokers.keeper import ROUND_S_MAX, LeaseKeeper
 from forwarder.brokers.leases import LeaseBook
@@ -13,9 +14,11 @@ from forwarder.inference import readiness
 from forwarder.scaling.memory_guard import ROUND_S, MemoryGuard
 from forwarder.settings.coherence import held_s
 from forwarder.settings.model import Settings
+from forwarder.settings.redact import without_password
 from forwarder.telemetry.gauges import Reading
 from forwarder.telemetry.liveness import Beat, Liveness, Progress
-from forwarder.telemetry.readiness import Readiness
+from forwarder.telemetry.readiness import ROUND_S as LOOK_S
+from forwarder.telemetry.readiness import Look, Readiness
 from forwarder.telemetry.watchdog import Watchdog
 
 #: Seconds between two turns of Celery's blocking loop, which waits so long for a message.
@@ -26,6 +29,8 @@ HUB_EVERY_S = 1.0
 LOOP_STILL_S = 30.0
 #: The same for a thread whose round may hold several such calls.
 THREAD_STILL_S = 120.0
+#: Seconds between two looks at results in S3 while they can be reached: each is a request that is billed.
+S3_LOOK_S = 60.0
 #: Seconds beyond the longest that a task may be held until /livez takes the worker for stuck.
 STALL_SPARE_S = 60.0
 
@@ -38,9 +43,10 @@ def loop_beat() -> Beat:
 class Watch:
     """Beats of the worker's loops and threads, and what they and its services come to.
 
-    ``loop`` is the consumer's beat. ``retries`` returns how often the consumer has tried
+    ``loop`` is the consumer's beat. ``results`` asks the result store, blocks for some seconds at
+    most and raises what its client raises. ``retries`` returns how often the consumer has tried
     in vain to connect, since it was connected last; ``waiting_age_s`` how old the look is that
-    saw messages wait in the queues that are consumed, None where it saw none. Neither blocks.
+    saw messages wait in the queues that are consumed, None where it saw none. These two never block.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Watch:
         settings: Settings,
         book: LeaseBook,
         keeper: LeaseKeeper,
+        results: Callable[[], object],
         draining: Callable[[], bool],
         retries: Callable[[], int],
         waiting_age_s: Callable[[], float | None],
@@ -56,6 +63,8 @@ class Watch:
     ) -> None:
         self._book = book
         self._keeper = keeper
+        self._ask_results = results
+        self._store = without_password(settings.result_backend)
         self._retries = retries
         self._draining = draining
         self._waiting_age_s = waiting_age_s
@@ -73,11 +82,17 @@ class Watch:
             ),
             draining=draining,
         )
-        self.readiness = Readiness(
-            inference=partial(readiness.probe, settings.health_url),
-            broker=self._broker_up,
-            draining=draining,
+        self.inference = Look(
+            name="inference", ask=partial(readiness.probe, settings.health_url), unforked=book.unforked
+        )
+        self.results = Look(
+            name="result_store",
+            ask=self._results_away,
             unforked=book.unforked,
+            round_s=S3_LOOK_S if settings.result_backend.startswith("s3://") else LOOK_S,
+        )
+        self.readiness = Readiness(
+            inference=self.inference, results=self.results, broker=self._broker_up, draining=draining
         )
 
     def __repr__(self) -> str:
@@ -89,7 +104,8 @@ class Watch:
         guard.turned = self.memory
         if self._is_green:
             in_background(self._turn_hub)
-        self.readiness.start()
+        self.inference.start()
+        self.results.start()
         Watchdog(reasons=self.liveness.reasons).start()
 
     @property
@@ -101,10 +117,12 @@ class Watch:
         """Yield the gauges of the worker's health. Never blocks."""
         yield Reading("forwarder_live", float(not self.liveness.reasons()))
         yield Reading("forwarder_loop_lag_seconds", max(self.loop.late_s, self.hub.late_s, 0.0))
-        yield Reading("forwarder_dependency_up", float(self._broker_up()), {"dependency": "broker"})
-        yield Reading(
-            "forwarder_dependency_up", float(self.readiness.inference_up), {"dependency": "inference"}
-        )
+        for name, up in (
+            ("broker", self._broker_up()),
+            ("inference", self.inference.up),
+            ("results", self.results.up),
+        ):
+            yield Reading("forwarder_dependency_up", float(up), {"dependency": name})
 
     def _turn_hub(self) -> None:
         while True:
@@ -112,14 +130,22 @@ class Watch:
             time.sleep(HUB_EVERY_S)
 
     def _broker_up(self) -> bool:
-        """Return whether the consumer has its connection, renewals succeed and polls are answered."""
+        """Return whether the consumer has its connection, its looks are served and renewals succeed."""
         # A drain ends gevent's loop, and leases are renewed all the same.
         connected = self.loop.turning or self._draining() or (self.starting and not self._retries())
         return connected and self._book.answered and not self._keeper.failing
 
+    def _results_away(self) -> str | None:
+        """Return which store can't be used and why, None where it can. Blocks."""
+        try:
+            self._ask_results()
+        except Exception as error:  # noqa: BLE001 - a store is away in more ways than its client names
+            return f"{self._store}: {describe(error)}"
+        return None
+
     def _work_age_s(self) -> float | None:
         """Return how old the knowledge is of work that could end, with the services there that it needs."""
-        if not self.loop.turning or not self._broker_up() or not self.readiness.inference_up:
+        if not self.loop.turning or not self._broker_up() or not self.inference.up or not self.results.up:
             return None
         held, _ = self._book.glance()
         return 0.0 if any(not delivery.early for delivery in held) else self._waiting_age_s()

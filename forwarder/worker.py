@@ -166,6 +166,7 @@ def _observe(
         settings=settings,
         book=composition.book,
         keeper=keeper,
+        results=worker.app.conf.forwarder_store.look,
         loop=worker.app.conf.forwarder_loop_beat,
         draining=lambda: worker.drain.begun,
         retries=lambda: worker.consumer.broker_connection_retry_attempt,

@@ -61,7 +61,7 @@ ALERTS = (
         held="2m",
         prometheus='forwarder_dependency_up{dependency="broker"} == 0',
         datadog="max(last_5m):min:forwarder.dependency_up{dependency:broker} by {host} < 1",
-        advice="A worker can't reach its broker: it takes no task, and what it finished can't be acked.",
+        advice="A worker can't reach its broker, or is refused: it takes no task, and its acks may wait.",
     ),
     Alert(
         name="ForwarderInferenceAway",
@@ -72,6 +72,16 @@ ALERTS = (
         prometheus='forwarder_dependency_up{dependency="inference"} == 0',
         datadog="max(last_10m):min:forwarder.dependency_up{dependency:inference} by {host} < 1",
         advice="The server beside this worker is not ready; its tasks wait, and go back after a while.",
+    ),
+    Alert(
+        name="ForwarderResultsAway",
+        title="The result store is away",
+        severity="critical",
+        entry="the-result-store-is-away",
+        held="2m",
+        prometheus='forwarder_dependency_up{dependency="results"} == 0',
+        datadog="max(last_5m):min:forwarder.dependency_up{dependency:results} by {host} < 1",
+        advice="A worker can't use its result store: its tasks wait in their slots, and then go back.",
     ),
     Alert(
         name="ForwarderNothingFinishes",
@@ -143,13 +153,13 @@ ALERTS = (
             "sum(last_10m):sum:forwarder.tasks{outcome:requeued} by {service,queue}.as_count()"
             " / sum:forwarder.tasks{*} by {service,queue}.as_count() > 0.1"
         ),
-        advice="The inference server stays busy, or the result store is away.",
+        advice="The inference server stays busy, the result store is away, or children are killed.",
     ),
     Alert(
         name="ForwarderDeadLetters",
-        title="Messages are given up",
+        title="Messages are put aside",
         severity="warning",
-        entry="messages-are-given-up",
+        entry="messages-are-put-aside",
         held="0m",
         # A counter that begins at 1 never rose: what was not there before these 15 minutes counts
         # whole. "Before" is a day, so that what Prometheus did not see for a while isn't new.
@@ -175,7 +185,7 @@ ALERTS = (
             "sum(last_15m):sum:forwarder.deliveries{kind:redelivered} by {service,queue}.as_count()"
             " / sum:forwarder.deliveries{*} by {service,queue}.as_count() > 0.1"
         ),
-        advice="Workers die, or lose their leases: some tasks are computed twice.",
+        advice="Workers or their children die, or lose their leases: some tasks are computed twice.",
     ),
     Alert(
         name="ForwarderInferenceErrors",

@@ -40,9 +40,9 @@ ROWS = (
                 (gauge("forwarder_live", take="min", legend="alive"),),
             ),
             Panel(
-                "Broker and inference server reached, worst worker",
+                "Broker, inference server and result store reached, worst worker",
                 "yes or no",
-                "0: a worker did not reach it at its last look. It waits, and stays alive.",
+                "0: at its last look a worker did not reach it, or was refused. It waits, and stays alive.",
                 (gauge("forwarder_dependency_up", "dependency", take="min"),),
             ),
             Panel(
@@ -160,13 +160,13 @@ ROWS = (
             Panel(
                 "Messages taken up",
                 "a second",
-                "First deliveries are the work. Redelivered: somebody died or lost its lease.",
+                "First deliveries are the work. Redelivered: somebody died, lost its lease or gave it back.",
                 (rate("forwarder_deliveries_total", "kind"),),
             ),
             Panel(
-                "Given up, into the dead letters",
+                "Put aside, into the dead letters",
                 "a second",
-                "By queue; anything above 0 wants a person: `forwarder dead list`.",
+                "Given up or refused, by queue; anything above 0 wants a person: `forwarder dead list`.",
                 (rate("forwarder_deliveries_total", "queue", where=("kind", "=", ("dead",))),),
             ),
         ),

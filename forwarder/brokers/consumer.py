@@ -248,9 +248,13 @@ class ForwarderConsumer(Consumer):
         delivery: Delivery | None = message.delivery
         if delivery is None:
             return  # it is settled
-        log.warning(
-            "message_refused code=%s task_id=%s error=%s body_bytes=%d",
-            error.code, delivery.task_id, type(cause).__name__ if cause else None, body_bytes(message),
+        letter_id, size = self._letter(delivery)
+        # It was told when it came first, and comes again and again.
+        told = delivery.redelivered and delivery.queue in self._book.refused_letters
+        log.log(
+            logging.DEBUG if told else logging.WARNING,
+            "message_refused code=%s task_id=%s letter_id=%s error=%s body_bytes=%d",
+            error.code, delivery.task_id, letter_id, type(cause).__name__ if cause else None, size,
         )  # fmt: skip
         # Not in Celery's loop: a result store that is frozen would stop it. Its lease is kept meanwhile.
         if not insist_in_background(
@@ -262,13 +266,21 @@ class ForwarderConsumer(Consumer):
         ):
             self._book.settle(delivery, Settlement.HAND_BACK)
 
+    def _letter(self, delivery: Delivery) -> tuple[str | None, int]:
+        """Return what to look for in the dead letters: the beginning of its id there, and its bytes."""
+        try:
+            letter_id, size = self._book.leases.letter(delivery)
+        except Exception:  # noqa: BLE001 - whatever shape it has, telling of it must not end the worker
+            return delivery.task_id, delivery.payload_bytes
+        return letter_id and letter_id[:ID_CHARS_MAX], size
+
     def _put_aside(self, delivery: Delivery, error: ForwarderError) -> bool:
         """Store the failure, then move the message; return False when the store is away. Blocks."""
         if delivery in self._book:
             if not self._is_stored(delivery, error):
                 return False
-            self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error)))
-            self._book.concluded(delivery, error.code)
+            if self._book.settle(delivery, Settlement.PUT_ASIDE, delivery.death(error.code, str(error))):
+                self._book.concluded(delivery, error.code)
         self._book.wake()
         return True
 

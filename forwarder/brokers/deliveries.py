@@ -32,6 +32,7 @@ class Settlement(enum.Enum):
     REQUEUE = "requeue"  # back to the queue; the delivery counts towards the limit
     HAND_BACK = "hand_back"  # back to the queue as if it had not been delivered
     PUT_ASIDE = "put_aside"  # into the dead letters
+    PUT_OFF = "put_off"  # behind what else waits, as if it had not been delivered: its dead letter is refused
 
 
 def body_bytes(message: Any) -> int:
@@ -65,8 +66,9 @@ class Delivery:
     renewed. ``receipt`` is whatever else the broker's part needs to settle it.
     ``request`` is set once the message has become a Celery request. ``blamed`` is
     set where the lease is lost and the task itself may be why. ``payload_bytes`` is
-    the size of the body, counted while the message is in flight; ``taken_s`` is
-    the monotonic time at which that began.
+    the size of the body, of all that came where there is none that can be read,
+    counted until the message is settled; ``taken_s`` is the monotonic time at which
+    that began.
     """
 
     tag: str
@@ -134,9 +136,9 @@ class Leases(Protocol):
     """A broker's side of deliveries, one object per process; it outlives connections.
 
     Every method blocks for at most a few seconds and may raise what the broker's
-    client raises; the book catches that. All may be called from any thread or
-    greenlet. Settling a delivery whose lease is no longer this process's does
-    nothing on the broker and returns False.
+    client raises; the book catches that, and asks ``refusal`` what it means. All
+    may be called from any thread or greenlet. Settling a delivery whose lease is no
+    longer this process's does nothing on the broker and returns False.
     """
 
     def recount(self, message: Any) -> bool:
@@ -163,6 +165,18 @@ class Leases(Protocol):
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
         """Move the message to the dead letters of its queue."""
+
+    def put_off(self, delivery: Delivery) -> bool:
+        """Put the message behind what else waits, as far as the broker can; this delivery doesn't count."""
+
+    def refusal(self, error: Exception) -> str | None:
+        """Return in a few words what the broker refused, None where it gave no answer. No IO."""
+
+    def letter(self, delivery: Delivery) -> tuple[str | None, int]:
+        """Return the id and the bytes that the dead letters would show for the message. No IO.
+
+        The id is None where it would be made of a body that was too large to be taken.
+        """
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Extend the leases (setting ``confirmed_s``) and return those that are lost."""

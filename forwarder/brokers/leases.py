@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import enum
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from forwarder.brokers.background import ForkGate
+from forwarder.brokers.background import ForkGate, in_background
 from forwarder.brokers.deliveries import Death, Delivery, Leases, Settlement, body_bytes
+from forwarder.brokers.refused_letters import RefusedLetters
 from forwarder.brokers.room import Admission, EverySlot
+from forwarder.forwarding.record import REQUEUED
 
 log = logging.getLogger(__name__)
+
+#: Seconds, from and to, for which a message fills a slot before it is put off once more.
+PUT_OFF_PAUSE_S = (0.5, 1.5)
+
+
+class Answer(enum.Enum):
+    """What the broker said to a settlement."""
+
+    DONE = enum.auto()  # also where the lease was lost
+    REFUSED = enum.auto()
+    NONE = enum.auto()  # it is away
 
 
 class LeaseBook:
@@ -21,11 +37,18 @@ class LeaseBook:
     A delivery leaves the book when it is settled or lost. What could not be
     settled because the broker was away stays as owed, and its lease is renewed
     until ``settle_owed`` succeeds: acked under its lease, whatever connection
-    there is by then.
+    there is by then. It takes no slot, but its bytes count. What the broker takes
+    no dead letter of goes back to its queue, again and again until it does.
     """
 
     def __init__(
-        self, leases: Callable[[], Leases], *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        leases: Callable[[], Leases],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+        in_background: Callable[[Callable[[], None]], None] = in_background,
     ) -> None:
         #: What other threads than the pool's own are inside of while they work.
         self.unforked = ForkGate()
@@ -40,16 +63,26 @@ class LeaseBook:
         self.expecting: Callable[[], bool] = lambda: False
         #: Whether what there is room for in slots is taken. Asked for each take; never blocks.
         self.admission: Admission = EverySlot()
+        #: Called with each delivery that a slot begins to run, for the numbers.
+        self.begun: Callable[[Delivery], object] = lambda delivery: None
+        #: Called with each delivery that went into the dead letters, for the numbers.
+        self.put_aside: Callable[[Delivery], object] = lambda delivery: None
         #: Called with each delivery that is acked, as its slot becomes free.
         self.acked: Callable[[Delivery], object] = lambda delivery: None
         #: Called about once a second, in any thread: what is admitted may have changed.
         self.ticked: Callable[[], object] = lambda: None
         #: How many deliveries have left the book, however they ended.
         self.ended = 0
-        #: Whether the last look for messages got an answer, where that has no connection to tell by (SQS).
+        #: The queues whose dead letters the broker refuses.
+        self.refused_letters = RefusedLetters()
+        #: Whether the last look for messages was served: SQS has no connection to tell by, and a Redis
+        #: server that refuses writes has one.
         self.answered = True
         self._leases = leases
         self._monotonic = monotonic
+        self._sleep = sleep
+        self._uniform = uniform
+        self._in_background = in_background
         self._changed = threading.Condition()
         self._held: dict[int, Delivery] = {}
         self._payload_bytes = 0
@@ -72,11 +105,9 @@ class LeaseBook:
     def open(self, message: Any) -> Delivery:
         """Enter a received message and return its delivery."""
         delivery = self.leases.receive(message)
-        delivery.payload_bytes = body_bytes(message)
+        delivery.payload_bytes = body_bytes(message) or delivery.payload_bytes
         delivery.taken_s = self._monotonic()
-        with self._changed:
-            self._held[id(delivery)] = delivery
-            self._payload_bytes += delivery.payload_bytes
+        self._hold(delivery)
         return delivery
 
     def held(self) -> list[Delivery]:
@@ -85,7 +116,7 @@ class LeaseBook:
             return list(self._held.values())
 
     def glance(self) -> tuple[list[Delivery], int]:
-        """Return what is in flight and the bytes of its payloads, without a lock: for native threads.
+        """Return what is in flight and the bytes of all payloads, without a lock: for native threads.
 
         Under gevent a lock of greenlets is not for another native thread, and its holder may be stuck.
         """
@@ -104,28 +135,29 @@ class LeaseBook:
         with self._changed:
             return [*self._held.values(), *(delivery for delivery, _, _ in self._owed.values())]
 
-    def settle(self, delivery: Delivery, how: Settlement, death: Death | None = None) -> None:
+    def settle(self, delivery: Delivery, how: Settlement, death: Death | None = None) -> bool:
         """Settle one delivery that is in flight; does nothing for one that is not.
 
         ``death`` goes with PUT_ASIDE. Blocks for the broker's answer; trouble with
-        the broker is not raised.
+        the broker is not raised. Returns False where the broker refuses: what was to
+        be put aside then goes back to its queue, and that is concluded here.
         """
         if (how is Settlement.PUT_ASIDE) != (death is not None):
             raise ValueError("a delivery that is put aside has a death, and no other has")
         if self._take(delivery):
             if how is Settlement.ACK:
                 self.acked(delivery)
-            self._settle(delivery, how, death)
+            return self._settle(delivery, how, death) is not Answer.REFUSED
+        return True
 
     def settle_owed(self) -> None:
         """Try again what could not be settled. Blocks; never raises."""
         with self._changed:
             owed = list(self._owed.values())
         for delivery, how, death in owed:
-            with self._changed:
-                if self._owed.pop(id(delivery), None) is None:
-                    continue  # lost meanwhile
-            if not self._settle(delivery, how, death):
+            if self._write_off(delivery) is None:
+                continue  # lost meanwhile
+            if self._settle(delivery, how, death, again=True) is Answer.NONE:
                 return  # the broker is still away
 
     def hand_back(self, deliveries: Iterable[Delivery]) -> None:
@@ -154,10 +186,9 @@ class LeaseBook:
         This process lives, so it was not the task that ended the lease: where the
         message will be run again it is pardoned.
         """
-        with self._changed:
-            owed = self._owed.pop(id(delivery), None)
+        owed = self._write_off(delivery)
         running = self._take(delivery)
-        if running or (owed and owed[1] is Settlement.HAND_BACK):
+        if running or owed in (Settlement.HAND_BACK, Settlement.PUT_OFF):
             self._pardon(delivery)
         return running
 
@@ -173,7 +204,7 @@ class LeaseBook:
 
     def bytes_left(self) -> int:
         """Return how many bytes of messages may be taken now; less than 1 is none."""
-        return self.admission.bytes_left(self._payload_bytes)
+        return self.admission.bytes_left(held=len(self._held), payload_bytes=self._payload_bytes)
 
     def wait_room(self, most: int, timeout_s: float) -> bool:
         """Block until there is room for a message; return whether that came before the timeout."""
@@ -194,25 +225,74 @@ class LeaseBook:
             self._changed.notify_all()
             return taken
 
-    def _settle(self, delivery: Delivery, how: Settlement, death: Death | None) -> bool:
-        """Return False when the broker could not be reached; the settlement is then owed."""
+    def _hold(self, delivery: Delivery) -> None:
+        with self._changed:
+            self._held[id(delivery)] = delivery
+            self._payload_bytes += delivery.payload_bytes
+
+    def _settle(
+        self, delivery: Delivery, how: Settlement, death: Death | None, *, again: bool = False
+    ) -> Answer:
+        """Return what the broker said; what it did not do is owed, or the message put off."""
         try:
             with self.unforked:
                 ours = self._apply(delivery, how, death)
         except Exception as error:  # noqa: BLE001 - whatever it was, the message must not be forgotten
-            log.warning(
-                "settle_failed task_id=%s how=%s error=%s", delivery.task_id, how.value, type(error).__name__
-            )
+            refusal = self.leases.refusal(error)
+            if refusal and how is Settlement.PUT_ASIDE:
+                self.refused_letters.note(delivery.queue, refusal)
+                self._put_off(delivery)
+                return Answer.REFUSED
+            if not (refusal and again):  # many may be refused, round after round
+                what = refusal or type(error).__name__
+                log.warning("settle_failed task_id=%s how=%s error=%s", delivery.task_id, how.value, what)
             self._owe([(delivery, how, death)])
-            return False
+            return Answer.REFUSED if refusal else Answer.NONE
         if not ours:
             log.warning("lease_lost task_id=%s at=%s", delivery.task_id, how.value)
+        elif how is Settlement.PUT_ASIDE:
+            self.put_aside(delivery)
+            self.refused_letters.end(delivery.queue)
         delivery.message.delivery = None  # the two refer to each other, and one holds the body
-        return True
+        return Answer.DONE
+
+    def _put_off(self, delivery: Delivery) -> None:
+        """Let a message go back whose dead letter is refused.
+
+        The first time at once, so that many don't hold up what is behind them; then each
+        fills a slot for about a second, so that they don't go round and round.
+        """
+        self.concluded(delivery, REQUEUED)
+        self._hold(delivery)
+
+        def put_off(pause_s: float = 0.0) -> None:
+            self._sleep(pause_s)
+            self.settle(delivery, Settlement.PUT_OFF)
+            self.wake()
+
+        if not (delivery.redelivered or delivery.number > 1):
+            put_off()
+            return
+        try:
+            self._in_background(partial(put_off, self._uniform(*PUT_OFF_PAUSE_S)))
+        except RuntimeError:  # no thread is to be had
+            put_off()
 
     def _owe(self, debts: Iterable[tuple[Delivery, Settlement, Death | None]]) -> None:
         with self._changed:
-            self._owed.update((id(debt[0]), debt) for debt in debts)
+            for debt in debts:
+                self._owed[id(debt[0])] = debt
+                self._payload_bytes += debt[0].payload_bytes
+
+    def _write_off(self, delivery: Delivery) -> Settlement | None:
+        """Strike out a debt and return what was owed, None where nothing was."""
+        with self._changed:
+            debt = self._owed.pop(id(delivery), None)
+            if debt is None:
+                return None
+            self._payload_bytes -= delivery.payload_bytes
+            self._changed.notify_all()
+            return debt[1]
 
     def _apply(self, delivery: Delivery, how: Settlement, death: Death | None) -> bool:
         leases = self.leases
@@ -220,6 +300,8 @@ class LeaseBook:
             return leases.ack(delivery)
         if how is Settlement.REQUEUE:
             return leases.requeue(delivery)
+        if how is Settlement.PUT_OFF:
+            return leases.put_off(delivery)
         if death is not None:
             return leases.put_aside(delivery, death)
         lost = leases.hand_back([delivery])

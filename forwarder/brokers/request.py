@@ -40,6 +40,9 @@ DELIVERIES_HEADER = "forwarder_deliveries"
 #: headers, so anything else could pose as one of ours.
 EMBEDDED = frozenset({"callbacks", "errbacks", "chain", "chord"})
 
+#: Those of them that are lists.
+LISTED = ("callbacks", "errbacks", "chain")
+
 #: What Celery does not count among a message's custom headers: ``Context._get_custom_headers``.
 #: Celery builds this set anew for each task.
 NOT_CUSTOM = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
@@ -76,19 +79,44 @@ def _check(request: Request) -> None:
     """Raise InvalidTaskError for what breaks Celery later, where it acks or loses a slot."""
     if not is_storable(request.id):  # of protocol 1: others are refused before
         raise InvalidTaskError("no result can be stored under the task id")
-    args, kwargs, payload = request.args, request.kwargs, request.message.payload
+    args, kwargs, headers = request.args, request.kwargs, request.request_dict
+    payload: Any = request.message.payload
     embed = payload[2] if isinstance(payload, (list, tuple)) and len(payload) == 3 else None
     if not isinstance(args, (list, tuple)) or not isinstance(kwargs, dict):
         raise InvalidTaskError("the body's arguments are not a list and an object")
     if embed is not None and not (isinstance(embed, dict) and EMBEDDED.issuperset(embed)):
         raise InvalidTaskError("the body's third part has what Celery's protocol has not")
-    stamped, stamps = (request.request_dict.get(name) for name in ("stamped_headers", "stamps"))
-    if not isinstance(stamped or [], list) or not isinstance(stamps or {}, dict):
-        raise InvalidTaskError("the stamps are not a list and an object")
+    if not _can_be_sent(headers, payload if isinstance(payload, dict) else embed or {}):
+        raise InvalidTaskError("what is to be sent when the task has ended is no task")
+    if not isinstance(headers.get("shadow") or "", str):
+        raise InvalidTaskError("the name that the task is to be shown by is no text")
+    stamped, stamps = headers.get("stamped_headers") or [], headers.get("stamps") or {}
+    if not isinstance(stamped, list) or not isinstance(stamps, dict) or not _are(str, stamped):
+        raise InvalidTaskError("the stamps are not a list of texts and an object")
     try:
         request.eta and request.eta.astimezone(UTC).timestamp()
     except (OverflowError, ValueError):
         raise InvalidTaskError("the ETA is no moment that can be waited for") from None
+
+
+def _can_be_sent(headers: dict[str, Any], embed: dict[str, Any]) -> bool:
+    """Return whether the callbacks, errbacks, chain and chord are tasks, wherever the slot finds them.
+
+    Celery sends them once the server has answered, and would throw the answer away.
+    """
+    found = [embed[name] if name in embed else headers.get(name) for name in LISTED]
+    chord = embed["chord"] if "chord" in embed else headers.get("chord")
+    if not (chord or any(found)):
+        return True  # nearly always
+    lists = [each or [] for each in found]
+    if not _are(list, lists):
+        return False
+    signatures = [each for one in lists for each in one] + ([chord] if chord else [])
+    return _are(dict, signatures) and _are(str, [each.get("task") for each in signatures])
+
+
+def _are(kind: type, values: list[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 class ForwardRequest(Request):
@@ -129,7 +157,8 @@ class ForwardRequest(Request):
             headers[DEAD_HEADER] = self._delivery.number
         if headers.get("headers") is None:
             headers["headers"] = {name: headers[name] for name in headers if name not in NOT_CUSTOM}
-        if consuming.slots_are_here:
+        # Of a message of protocol 1, whose body is an object, Celery has made a body as decoded.
+        if consuming.slots_are_here and not isinstance(message.payload, dict):
             # Without a content type Celery's trace takes a body as decoded, and does not do it again.
             self._body, self._content_type, self._content_encoding = message.payload, None, None
 
@@ -165,6 +194,7 @@ class ForwardRequest(Request):
     def on_accepted(self, pid: Any, time_accepted: float) -> None:
         """Note that a slot runs the task; kill it there if it was abandoned on its way."""
         super().on_accepted(pid, time_accepted)
+        self._book.begun(self._delivery)
         if self._abandoned_to is not None:
             self._kill(self._abandoned_to)
 

@@ -14,8 +14,8 @@ class Admission(Protocol):
         ``held`` messages of ``payload_bytes`` in all are in flight.
         """
 
-    def bytes_left(self, payload_bytes: int) -> int:
-        """Return how many bytes more may be taken beside ``payload_bytes``; less than 1 is none."""
+    def bytes_left(self, *, held: int, payload_bytes: int) -> int:
+        """Return how many bytes more may be taken beside what is in flight; less than 1 is none."""
 
 
 class EverySlot:
@@ -25,6 +25,6 @@ class EverySlot:
         """Return the number of free slots."""
         return max(free, 0)
 
-    def bytes_left(self, payload_bytes: int) -> int:
+    def bytes_left(self, *, held: int, payload_bytes: int) -> int:
         """Return more than any message has."""
         return 2**53  # the largest that a Lua number can count to

@@ -131,7 +131,7 @@ class OutputUnavailable(ForwarderError):
 
 
 class InferenceUnreachable(ForwarderError):
-    """No connection to the inference server, or it broke before the answer was whole."""
+    """No connection to the inference server in time, or it broke before the answer was whole."""
 
     code = "inference_unreachable"
 

@@ -172,9 +172,9 @@ def parse_expires(expires: object) -> datetime | None:
             moment = datetime.fromisoformat(expires)
         else:
             raise TypeError
-    except (ValueError, TypeError):
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, TypeError, OverflowError):  # the last: in UTC it is before year 1 or after 9999
         raise InvalidPayload("message header 'expires' is not an ISO 8601 time") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _optional_text(payload: Mapping[str, Any], key: str) -> str | None:

@@ -69,8 +69,8 @@ class InferenceServer(Protocol):
     ) -> Answer:
         """Send one request and return its answer, whatever its status; a ``spool`` takes a large one.
 
-        Blocks (under gevent: the greenlet only) for at most the total deadline,
-        or ``within_s`` where that is shorter. Raises InferenceUnreachable,
+        Blocks (under gevent: the greenlet only) for at most the total deadline, beside
+        what it waits for memory, or ``within_s`` where that is shorter. Raises InferenceUnreachable,
         InferenceTimeout, ResponseTooLarge, and Expired past ``within_s``.
         """
 

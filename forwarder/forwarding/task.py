@@ -119,7 +119,6 @@ class ForwardTask(Task[..., Any]):
         try:
             record.wait_s = self._parts().forwarder.waited_s(arrival_of(args, kwargs))
             self._set_off_pardons(request)
-            self._count_delivery(request)
             if must_look(cast(Commits, self.backend), request):
                 self._end_if_committed(args, kwargs)
             if dead := dead_after(request):
@@ -179,10 +178,6 @@ class ForwardTask(Task[..., Any]):
             self._parts().hooks.run(Completion(task_id, payload, stored.response, succeeded=succeeded))
         raise Ignore
 
-    def _count_delivery(self, request: Any) -> None:
-        kind = "dead" if dead_after(request) else "redelivered" if is_redelivered(request) else "first"
-        self._parts().metrics.count("forwarder_deliveries_total", queue=_queue(request), kind=kind)
-
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
         """Run the hooks. Celery calls this after the result is stored, before the ack."""
         completion = Completion(task_id, payload_of(args, kwargs), retval, succeeded=True)
@@ -236,7 +231,8 @@ class ForwardTask(Task[..., Any]):
         return self.signature_from_request(
             request,
             retries=retries_of(request) + 1,
-            queue=queue,
+            # Not by its name: remote control may have added it after this child was forked.
+            queue=self.app.conf.forwarder_make_queue(queue),
             headers=headers,
             priority=(request.delivery_info or {}).get("priority"),
             # The repr of the arguments travels in the headers, for other people's logs.

@@ -24,10 +24,12 @@ T = TypeVar("T")
 class Patience:
     """For how many seconds a running task waits for the result store.
 
-    ``sleep`` takes seconds; ``uniform(a, b)`` draws the jitter.
+    ``store`` is its address for the log, without credentials; ``sleep`` takes seconds;
+    ``uniform(a, b)`` draws the jitter.
     """
 
     bound_s: float
+    store: str = ""
     sleep: Callable[[float], None] = time.sleep
     monotonic: Callable[[], float] = time.monotonic
     uniform: Callable[[float, float], float] = random.uniform
@@ -49,12 +51,15 @@ class Patience:
                 away_s = self.monotonic() - started
                 if away_s + wait_s > self.bound_s:
                     log.warning(
-                        "result_store_given_up task_id=%s error=%s tries=%d away_s=%.1f",
-                        task_id, describe(error), failed, away_s,
+                        "result_store_given_up task_id=%s store=%s error=%s tries=%d away_s=%.1f",
+                        task_id, self.store, describe(error), failed, away_s,
                     )  # fmt: skip
                     raise
                 if failed == 1:
-                    log.warning("result_store_failing task_id=%s error=%s", task_id, describe(error))
+                    log.warning(
+                        "result_store_failing task_id=%s store=%s error=%s",
+                        task_id, self.store, describe(error),
+                    )  # fmt: skip
             else:
                 if failed:
                     log.warning(

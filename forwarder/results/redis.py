@@ -7,7 +7,7 @@ from typing import Any
 from celery.backends import redis as celery_redis
 
 from forwarder.redis_batches import RedisBatches
-from forwarder.results.single_write import SingleWriteBackend
+from forwarder.results.single_write import LOOK_ID, SingleWriteBackend
 
 #: Results above this many bytes take a connection of their own: others don't wait for them.
 ALONE_BYTES = 256 * 1024
@@ -40,6 +40,13 @@ class RedisBackend(SingleWriteBackend, celery_redis.RedisBackend):
         if self._batches is None:
             return super().get(key)
         return self._batches.run(("GET", key))[0]
+
+    def look(self) -> None:
+        """Ask for a write, which a server without memory refuses, and a replica; XX writes over nothing.
+
+        Blocks for one round trip; raises redis-py's errors.
+        """
+        self.client.set(self.get_key_for_task(LOOK_ID), "", xx=True)
 
     def set(
         self, key: str | bytes, value: str | bytes, expires: int | None = None, **_retry_policy: object

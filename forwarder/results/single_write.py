@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 #: Of the key beside a task's result: who may read results may read it, and it lives as long as they do.
 PARDONS_SUFFIX = "-pardons"
 
+#: The task id under which nothing is ever stored.
+LOOK_ID = "forwarder-look"
+
 #: What kombu's "json" makes anew for each result.
 _ENCODER = JSONEncoder()
 
@@ -111,6 +114,13 @@ class SingleWriteBackend(KeyValueStoreBackend):
         except Exception as error:  # noqa: BLE001 - whoever wrote it, it is no outcome
             log.warning("stored_result_unreadable task_id=%s error=%s", task_id, type(error).__name__)
             return None
+
+    def look(self) -> None:
+        """Ask the store for what every task needs of it; nothing is changed.
+
+        Blocks for one round trip, and raises what the store's client raises.
+        """
+        self.get(self.get_key_for_task(LOOK_ID))
 
     def pardon(self, task_id: str) -> None:
         """Note one more delivery that was not the task's fault. Blocks for a read and a write; raises theirs.

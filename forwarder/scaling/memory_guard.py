@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -24,10 +25,11 @@ class MemoryGuard(threading.Thread):
     """Looks once a second, in a thread of its own, under gevent's patch a greenlet.
 
     ``used_bytes`` returns the memory in use, ``held`` the number of messages in
-    flight; ``ticked`` is called after each look. No process is forked ``unforked``.
+    flight, ``running`` that of the tasks in slots, ``ended`` how many messages have left the
+    worker; ``ticked`` is called after each look. No process is forked ``unforked``.
     ``lowers`` is off where a slot that is not filled frees nothing: a child of the prefork
-    pool keeps what it has, and the pool's own autoscaler ends it. ``trim`` gives what was
-    freed back to the system.
+    pool keeps what it has, and the pool's own autoscaler ends it. ``collect`` frees what is garbage,
+    ``trim`` gives what was freed back to the system.
     """
 
     def __init__(
@@ -38,20 +40,27 @@ class MemoryGuard(threading.Thread):
         high: float,
         used_bytes: Callable[[], int],
         held: Callable[[], int],
+        running: Callable[[], int],
+        ended: Callable[[], int],
         ticked: Callable[[], object],
         unforked: AbstractContextManager[object],
         lowers: bool = True,
         trim: Callable[[], object] | None = None,
+        collect: Callable[[], object] = gc.collect,
     ) -> None:
         super().__init__(name="memory-guard", daemon=True)
         self._admission = admission
         self._limit_bytes = limit_bytes
         self._used_bytes = used_bytes
         self._held = held
+        self._running = running
+        self._ended = ended
         self._ticked = ticked
         self._unforked = unforked
         self._lowers = lowers
         self._trim = trim or trimmer()
+        self._collect = collect
+        self._ended_collected = 0
         self._soft = SoftLimit(slots_max=admission.slots_max, high=high)
         self._stopped = threading.Event()
         self._refused = 0
@@ -90,23 +99,29 @@ class MemoryGuard(threading.Thread):
 
     def _follow_memory(self) -> None:
         share = self._share()
-        if self._lowers and share >= self._soft.high:
-            # The allocator keeps much of what was freed; nothing else would ever bring the share down.
-            self._trim()
+        if self._lowers and (share >= self._soft.high or self._passed):
+            self._free()
             share = self._share()
         passed = share >= self._soft.high
         if self._lowers:
-            cap = self._soft.next(cap=self._admission.cap, held=self._held(), share=share)
-            self._admission.cap = cap
-            passed = cap < self._admission.slots_max
+            self._admission.cap = self._soft.next(running=self._running(), ended=self._ended(), share=share)
+            passed = self._soft.cap < self._admission.slots_max
         if passed != self._passed:
             self._passed = passed
             log.log(
                 logging.WARNING if passed else logging.INFO,
                 "%s share=%.2f limit_bytes=%d slots=%d",
                 "memory_soft_limit_passed" if passed else "memory_soft_limit_kept_again",
-                share, self._limit_bytes, self._admission.cap,
+                share, self._limit_bytes, self._soft.cap,
             )  # fmt: skip
+
+    def _free(self) -> None:
+        """Give back what no task holds, which would count as what the tasks need."""
+        if (ended := self._ended()) != self._ended_collected:
+            # An error that refers to itself holds all that its frames did, and so tasks' bodies, until then.
+            self._ended_collected = ended
+            self._collect()
+        self._trim()  # the allocator keeps much of what was freed
 
     def _share(self) -> float:
         return self._used_bytes() / self._limit_bytes

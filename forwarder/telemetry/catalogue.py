@@ -60,7 +60,7 @@ CATALOGUE = (
         "counter",
         "",
         ("queue", "kind"),
-        "Messages taken up: `first`, `redelivered`, `dead` (given up after too many).",
+        "Messages that a slot took up: `first`, `redelivered`; and `dead`: put aside, into the dead letters.",
     ),
     Metric(
         "forwarder_hook_total",
@@ -121,7 +121,8 @@ CATALOGUE = (
         "gauge",
         "",
         ("dependency",),
-        "1 when `broker` or `inference` was reached at the last look, else 0.",
+        "1 when `broker`, `inference` or `results` (the result store) was reached at the last look and did "
+        "what it was asked, else 0.",
     ),
     Metric("forwarder_live", "gauge", "", (), "1 while /livez answers 200, else 0."),
     Metric(

@@ -20,6 +20,7 @@ WELL = {
     "forwarder_loop_lag_seconds": "0.1x180",
     'forwarder_dependency_up{dependency="broker"}': "1x180",
     'forwarder_dependency_up{dependency="inference"}': "1x180",
+    'forwarder_dependency_up{dependency="results"}': "1x180",
     'forwarder_queue_depth{queue="q"}': "50x180",
     'forwarder_queue_oldest_seconds{queue="q"}': "30x180",
     'forwarder_tasks_total{queue="q", outcome="success"}': "0+600x180",
@@ -45,6 +46,7 @@ ILL: dict[str, dict[str, str]] = {
     "ForwarderLoopLate": {"forwarder_loop_lag_seconds": "0.1x90 9x90"},
     "ForwarderBrokerAway": {'forwarder_dependency_up{dependency="broker"}': "1x90 0x90"},
     "ForwarderInferenceAway": {'forwarder_dependency_up{dependency="inference"}': "1x90 0x90"},
+    "ForwarderResultsAway": {'forwarder_dependency_up{dependency="results"}': "1x90 0x90"},
     "ForwarderNothingFinishes": {
         'forwarder_tasks_total{queue="q", outcome="success"}': "9x180",
         'forwarder_tasks_total{queue="q", outcome="invalid_payload"}': "9x180",

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import redis
 
 from forwarder.testing.processes import LOOPBACK, free_port
 from forwarder.testing.proxy import Proxy
@@ -180,6 +182,77 @@ def test_with_the_inference_server_away_the_worker_is_alive_and_not_ready(
         time.sleep(0.5)
     model_server.control(ready=True, release=True)
     wait_until(lambda: probes.reasons("/readyz") == [], "ready again")
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_with_the_result_store_away_the_worker_is_alive_and_not_ready_and_the_log_names_it(
+    pool: str,
+    worker: StartWorker,
+    producer: MakeProducer,
+    valkey: Valkey,
+    model_server: ModelServer,
+    redis_env: dict[str, str],
+    probes: Probes,
+) -> None:
+    with Proxy(target_port=valkey.port) as proxy:
+        store = proxy.through(valkey.database(2))
+        running = worker(
+            pool=pool,
+            env=redis_env | {"FORWARDER_RESULT_BACKEND": store},
+            args=["--live-stall", str(STALL_S)],
+        )
+        running.wait_ready()
+        wait_until(lambda: probes.reasons("/readyz") == [], "ready")
+        proxy.cut()
+        result = producer(broker_url=valkey.url, backend=valkey.database(2)).send({"args": {"numbers": [3]}})
+        running.wait_for_log(f"result_store_failing task_id={result.id} store={store} error=")
+        running.wait_for_log(f"result_store_away reason='{store}: ")
+        assert probes.reasons("/readyz") == ["results"]
+        assert 'forwarder_dependency_up{dependency="results"} 0.0' in probes.get("/metrics")[1]
+        assert probes.status()["not_ready"] == ["results"]
+        until_s = time.monotonic() + STALL_S + 3
+        while time.monotonic() < until_s:
+            assert probes.reasons("/livez") == []
+            time.sleep(0.5)
+        proxy.heal()
+        wait_until(lambda: probes.reasons("/readyz") == [], "ready again")
+        assert total(result) == 3
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("kind", ["nobody", "full", "no bucket"])
+def test_a_worker_with_a_result_store_that_can_not_be_used_never_gets_ready(
+    pool: str,
+    kind: str,
+    worker: StartWorker,
+    request: pytest.FixtureRequest,
+    redis_env: dict[str, str],
+    probes: Probes,
+) -> None:
+    """So a rollout stops at it."""
+    env = dict(redis_env)
+    if kind == "no bucket":
+        store, why = "s3://no-such-bucket/results/", "NoSuchBucket"
+        env |= request.getfixturevalue("moto").env
+    elif kind == "full":
+        own = request.getfixturevalue("own_store")
+        with redis.Redis.from_url(own.url) as client:
+            client.config_set("maxmemory", 1)
+        store, why = own.url, "OutOfMemoryError"
+    else:
+        nobody = request.getfixturevalue("nobody").rpartition(":")[2]
+        store, why = f"redis://{LOOPBACK}:{nobody}/1", "ConnectionError"
+    running = worker(pool=pool, env=env | {"FORWARDER_RESULT_BACKEND": store})
+    running.wait_ready()
+    running.wait_for_log(f"result_store_away reason='{store}: {why}'")
+    wait_until(lambda: probes.reasons("/readyz") == ["results"], "not ready")
+    assert probes.reasons("/livez") == []
+
+
+@pytest.fixture
+def own_store() -> Iterator[Valkey]:
+    with Valkey() as own:
+        yield own
 
 
 @pytest.mark.parametrize("pool", POOLS)

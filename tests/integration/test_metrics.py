@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
 from celery.exceptions import TaskRevokedError
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -99,10 +100,8 @@ def test_a_hundred_tasks_are_counted_exactly_through_failures_recycling_and_a_ki
 
     back = {"requeued": 1} if killed else {}
     assert page.sums("tasks_total") == counted(success=91, invalid_payload=9, **back)
-    # What the killed child had counted of its running task died with it: that the message was taken up.
-    assert page.sums("deliveries_total") == (
-        counted(first=99, redelivered=1) if killed else counted(first=100)
-    )
+    again = {"redelivered": 1} if killed else {}
+    assert page.sums("deliveries_total") == counted(first=100, **again)
     assert page.sums("hook_total") == {frozenset({"callback", "skipped"}): 100}
     queue = held_queue(redis_scene)
     assert page.value("task_seconds_count", queue=queue) == 100
@@ -177,6 +176,47 @@ def test_a_task_that_is_revoked_while_it_runs_is_counted_as_that_and_as_nothing_
         result.get(timeout=PATIENCE_S)
     assert total(redis_scene.send(numbers=[4])) == 4
     wait_until(lambda: page.sums("tasks_total") == counted(success=1, revoked=1))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_messages_that_are_refused_are_counted_as_dead_for_they_are_put_aside_too(
+    pool: str, redis_scene: RedisScene, valkey: Any, page: Page
+) -> None:
+    settings = {f"FORWARDER_{name}": value for name, value in page.settings.items()}
+    redis_scene.worker(pool=pool, env=redis_scene.env | settings).wait_ready()
+    queue = held_queue(redis_scene)
+    redis_scene.sender.app.send_task("nobody.serves.this", args=[{}], queue=queue)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.lpush(queue, b"garbage{")
+    wait_until(lambda: page.sums("deliveries_total") == counted(dead=2), "both are put aside")
+    assert page.sums("tasks_total") == counted(unknown_task=1, invalid_message=1)
+
+
+def test_a_task_that_kills_its_child_again_and_again_is_redelivered_and_then_dead(
+    redis_scene: RedisScene, model_server: ModelServer, page: Page
+) -> None:
+    settings = page.settings | {"MAX_DELIVERIES": "2", "TRACK_STARTED": "true", "CONCURRENCY": "1"}
+    env = {f"FORWARDER_{name}": value for name, value in settings.items()}
+    running = redis_scene.worker(pool="prefork", env=redis_scene.env | env)
+    running.wait_ready()
+    result = redis_scene.send(behaviour=HELD)
+    killed: set[int] = set()
+
+    def begun() -> bool:
+        return result.state == "STARTED" and result.info["pid"] not in killed
+
+    for _ in range(2):
+        wait_until(begun, "it runs")
+        model_server.wait_in_flight(1)
+        killed.add(result.info["pid"])
+        os.kill(result.info["pid"], signal.SIGKILL)
+    result.get(timeout=PATIENCE_S, propagate=False)
+    wait_until(
+        lambda: page.sums("deliveries_total") == counted(first=1, redelivered=2, dead=1), "all are counted"
+    )
+    assert page.sums("tasks_total") == counted(requeued=2, dead_lettered=1)
+    running.wait_for_log("task_broke_off")
+    assert "error=WorkerLostError" in running.log()
 
 
 @pytest.mark.parametrize("pool", POOLS)

@@ -109,6 +109,8 @@ def test_past_the_bound_the_message_goes_back_unharmed_and_is_done_when_the_stor
     assert totals(reader, ids) == [3] * 4
     assert asked(model_server, "caught") == 2
     wait_until(lambda: scene.held() == 0)
+    assert running.log().count("task_requeued") >= 4
+    assert "celery.app.trace" not in running.log(), "it would tell each once more, with a traceback"
 
 
 @pytest.mark.parametrize("pool", POOLS)

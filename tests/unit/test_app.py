@@ -138,7 +138,7 @@ def test_the_autoscalers_decisions_are_in_the_table_that_exporters_read() -> Non
     assert app.conf.forwarder_scaling.counts is composition.metrics.get()
 
 
-def test_what_gets_its_outcome_without_its_slot_is_counted_and_what_is_given_up_as_dead_too() -> None:
+def test_what_gets_its_outcome_without_its_slot_is_counted() -> None:
     composition = Composition(Settings())
     delivery = Delivery(tag="t", queue="q", number=9, confirmed_s=0.0, message=None)
     for outcome in ("invalid_message", "revoked", "dead_lettered"):
@@ -147,6 +147,20 @@ def test_what_gets_its_outcome_without_its_slot_is_counted_and_what_is_given_up_
         "forwarder_tasks_total{queue=q,outcome=invalid_message}": 1,
         "forwarder_tasks_total{queue=q,outcome=revoked}": 1,
         "forwarder_tasks_total{queue=q,outcome=dead_lettered}": 1,
+    }
+
+
+def test_deliveries_are_counted_as_slots_take_them_up_and_whatever_is_put_aside_is_dead() -> None:
+    composition = Composition(Settings())
+    book = composition.book
+    for number, again in ((1, False), (2, False), (1, True)):
+        book.begun(
+            Delivery(tag="t", queue="q", number=number, redelivered=again, confirmed_s=0.0, message=None)
+        )
+    book.put_aside(Delivery(tag="t", queue="q", number=1, confirmed_s=0.0, message=None))
+    assert composition.metrics.get().snapshot() == {
+        "forwarder_deliveries_total{queue=q,kind=first}": 1,
+        "forwarder_deliveries_total{queue=q,kind=redelivered}": 2,
         "forwarder_deliveries_total{queue=q,kind=dead}": 1,
     }
 

@@ -188,15 +188,48 @@ def test_twice_as_many_as_there_are_slots_may_be_unfinished_and_the_next_waits(
     assert len(calls.returned) == 4
 
 
-def test_a_task_killed_as_it_is_accepted_ends_where_it_first_waits(pool: GreenPool, calls: Calls) -> None:
+def test_tasks_that_come_at_one_moment_run_no_more_at_a_time_than_there_are_slots(
+    pool: GreenPool, calls: Calls
+) -> None:
+    """As those do whose ETA it is: they were taken before, beside what fills the slots."""
+    pool.grow()
+    held = [gevent.event.Event() for _ in range(3)]
+    ack = gevent.event.Event()
+    for event in held:
+        apply(pool, calls, event.wait, callback=lambda _: ack.wait())
+    gevent.sleep(0)
+    assert len(calls.accepted) == 2
+    held[0].set()
+    gevent.sleep(0.01)
+    assert len(calls.accepted) == 3, "though the ack of the one that returned is on its way"
+    pool.shrink()
+    for event in (*held, ack):
+        event.set()
+    run_out(pool)
+    assert pool._pool.running.counter == 1
+
+
+def test_a_task_that_is_killed_while_it_waits_to_run_never_does(pool: GreenPool, calls: Calls) -> None:
+    held = gevent.event.Event()
+    apply(pool, Calls(), held.wait)
+    job = apply(pool, calls, calls.returned.append, "ran")
+    gevent.sleep(0)
+    pool.terminate_job(job.number, 9)
+    gevent.sleep(0)
+    held.set()
+    run_out(pool)
+    assert calls.accepted == calls.returned == calls.failed == []
+    assert pool._pool.running.counter == 1
+    assert_slot_is_free(pool)
+
+
+def test_a_task_killed_as_it_is_accepted_never_runs(pool: GreenPool, calls: Calls) -> None:
+    """Its message became somebody else's while it waited, perhaps for long."""
+
     def accept(pid: int, at_s: float) -> None:
         pool.terminate_job(pid, 9)
 
-    def target() -> None:
-        gevent.sleep(0)
-        calls.returned.append("past the first wait")
-
-    apply(pool, calls, target, accept_callback=accept)
+    apply(pool, calls, lambda: calls.returned.append("ran"), accept_callback=accept)
     run_out(pool)
     assert calls.returned == calls.failed == []
     assert_slot_is_free(pool)

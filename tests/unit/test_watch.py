@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,9 @@ from celery.worker.consumer import Consumer
 from forwarder.brokers.deliveries import Delivery, Settlement
 from forwarder.brokers.keeper import LeaseKeeper
 from forwarder.brokers.leases import LeaseBook
+from forwarder.inference import readiness
 from forwarder.settings.coherence import held_s
 from forwarder.settings.model import Settings
-from forwarder.telemetry.readiness import Readiness
 from forwarder.watch import STALL_SPARE_S, Watch, loop_beat
 
 
@@ -39,6 +40,7 @@ class Scene:
     """A worker that consumes, with its services there, and time that passes by hand."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+        settings = replace(settings, result_backend="redis://:hunter2@store:6379/1")
         self.now_s = 0.0
         self.draining = False
         self.retries = 0
@@ -47,11 +49,13 @@ class Scene:
         self.broker = Broker()
         self.book = LeaseBook(lambda: self.broker)  # type: ignore[arg-type, return-value]
         self.keeper = LeaseKeeper(book=self.book, interval_s=1.0, cancel=lambda delivery: None)
-        monkeypatch.setattr(Readiness, "inference_up", property(lambda _: self.inference_up))
+        self.results_error: Exception | None = None
+        monkeypatch.setattr(readiness, "probe", lambda *_: None if self.inference_up else "HTTP 503")
         self.watch = Watch(
             settings=settings,
             book=self.book,
             keeper=self.keeper,
+            results=self.ask_results,
             loop=loop_beat(),
             draining=lambda: self.draining,
             retries=lambda: self.retries,
@@ -60,6 +64,15 @@ class Scene:
         self.loop = self.watch.loop
         for part in (self.loop, self.watch.hub, self.watch.liveness._progress):
             part._monotonic = lambda: self.now_s
+        self.look()
+
+    def ask_results(self) -> None:
+        if self.results_error is not None:
+            raise self.results_error
+
+    def look(self) -> None:
+        self.watch.inference.look()
+        self.watch.results.look()
 
     def take(self, *, begun: bool = True, eta: object = None) -> Delivery:
         delivery = self.book.open(SimpleNamespace(headers={"id": "a"}, delivery=None))
@@ -178,8 +191,27 @@ def test_once_the_broker_is_back_the_whole_time_begins_anew(scene: Scene) -> Non
 def test_while_the_inference_server_is_away_the_worker_is_alive_and_not_ready(scene: Scene) -> None:
     scene.take()
     scene.inference_up = False
+    scene.look()
     assert scene.live_after(1e5) == ()
     assert scene.ready() == ("inference",)
+
+
+def test_while_the_result_store_is_away_the_worker_is_alive_and_not_ready_and_the_log_names_it(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    scene.take()
+    scene.results_error = ConnectionError("of hunter2")
+    scene.look()
+    assert scene.live_after(1e5) == ()
+    assert scene.ready() == ("results",)
+    scene.results_error = None
+    scene.look()
+    assert scene.ready() == ()
+    assert caplog.messages == [
+        "result_store_away reason='redis://***@store:6379/1: ConnectionError'",
+        "result_store_back",
+    ]
 
 
 def test_a_loop_that_does_not_turn_is_not_alive(scene: Scene) -> None:
@@ -216,12 +248,14 @@ def test_a_worker_starts_until_its_loop_has_turned_once(monkeypatch: pytest.Monk
 
 def test_its_gauges_are_those_of_the_catalogue(scene: Scene) -> None:
     scene.inference_up = False
+    scene.look()
     told = {(reading.name, *reading.labels.values()): reading.value for reading in scene.watch.readings()}
     assert told == {
         ("forwarder_live",): 1.0,
         ("forwarder_loop_lag_seconds",): 0.0,
         ("forwarder_dependency_up", "broker"): 1.0,
         ("forwarder_dependency_up", "inference"): 0.0,
+        ("forwarder_dependency_up", "results"): 1.0,
     }
 
 

@@ -9,14 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import ChannelError, MessageNacked, NotFound
 from celery.worker import state
 
 from forwarder.brokers.amqp.copies import Copies
-from forwarder.brokers.dead_letters import DELIVERIES_HEADER, dead_queue, earlier_deliveries, with_death
+from forwarder.brokers.dead_letters import (
+    DELIVERIES_HEADER,
+    NoSuchQueue,
+    dead_queue,
+    earlier_deliveries,
+    read_letter,
+    with_death,
+)
 from forwarder.brokers.deliveries import Death, Delivery, Waiting
 
 log = logging.getLogger(__name__)
+
+#: What RabbitMQ answers where it takes no copy: the queue is full, or not this user's to write to.
+REFUSALS = (ChannelError, MessageNacked, NoSuchQueue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,7 @@ class AmqpLeases:
     def hand_back(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Publish the messages again with the count they came with, then remove them.
 
+        What it takes no copy of is given back to its place instead, and counts.
         Returns those whose channel is gone.
         """
         mine = [delivery for delivery in deliveries if delivery.receipt is not None]
@@ -141,8 +152,13 @@ class AmqpLeases:
                 lost.append(delivery)
             else:
                 headers = {**receipt.headers, DELIVERIES_HEADER: delivery.number - 1}
-                self._copies.publish(delivery.queue, receipt.raw, headers=headers)
-                self.ack(delivery)
+                try:
+                    self._copies.publish(delivery.queue, receipt.raw, headers=headers)
+                except REFUSALS as error:  # a full queue: what was held for it would keep it full
+                    log.warning("hand_back_counts queue=%s error=%s", delivery.queue, type(error).__name__)
+                    self.requeue(delivery)
+                else:
+                    self.ack(delivery)
                 delivery.receipt = None  # not a second copy, when the rest has to be tried again
         return _lost(lost)
 
@@ -159,6 +175,20 @@ class AmqpLeases:
             create=True,
         )
         return self.ack(delivery)
+
+    def put_off(self, delivery: Delivery) -> bool:
+        """Publish the message again: a copy goes to the end of its queue."""
+        return not self.hand_back([delivery])
+
+    def refusal(self, error: Exception) -> str | None:
+        """Return the kind of RabbitMQ's answer. No IO."""
+        return type(error).__name__ if isinstance(error, REFUSALS) else None
+
+    def letter(self, delivery: Delivery) -> tuple[str | None, int]:
+        """Return the id and the bytes that the dead letters would show for the message. No IO."""
+        receipt: Receipt = delivery.receipt
+        shown = read_letter(receipt.headers, receipt.raw.body, queue=delivery.queue)
+        return shown.id, shown.body_bytes
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Return the deliveries whose channel is gone; the connection's heartbeat keeps the others."""

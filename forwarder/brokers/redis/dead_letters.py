@@ -24,7 +24,7 @@ from forwarder.brokers.dead_letters import (
     without_death,
 )
 from forwarder.brokers.deliveries import Death
-from forwarder.brokers.redis.intake import list_for
+from forwarder.brokers.redis.intake import Taken, list_for
 from forwarder.brokers.redis.scripts import REVIVE
 
 #: True in the headers of a letter whose body is the whole item.
@@ -60,6 +60,19 @@ def letter_parts(item: bytes | None, task_id: str | None, death: Death) -> tuple
         return into, '{"body": ', ", " + json.dumps(rest)[1:]
 
 
+def letter_of(one: Taken, death: Death) -> tuple[str | None, int]:
+    """Return the id and the bytes that are shown for a message that is put aside as it was taken."""
+    if one.item is None:
+        named = one.task_id is not None and one.task_id.isprintable()
+        return one.task_id if named else None, one.item_bytes
+    into, *texts = letter_parts(one.item, None, death)
+    if len(texts) == 1:
+        letter = _read(texts[0].encode(), into, one.queue).letter
+    else:  # the whole item will be its body
+        letter = read_letter({}, one.item, queue=one.queue)
+    return letter.id, letter.body_bytes
+
+
 @dataclass(slots=True, kw_only=True)
 class _Entry:
     """One item of a dead letter list; ``gone`` once it was taken out."""
@@ -73,7 +86,7 @@ class _Entry:
     def original(self) -> bytes:
         """Return the item as it was, or for an envelope one that says the same."""
         if self.envelope["headers"].get(RAW_HEADER) is True:
-            return str(self.envelope.get("body")).encode(errors="surrogateescape")
+            return _encoded(str(self.envelope.get("body")))
         return json.dumps(self.envelope | {"headers": without_death(self.envelope["headers"])}).encode()
 
     def goes_to(self) -> str:
@@ -182,4 +195,11 @@ def _body(envelope: dict[str, Any]) -> bytes:
             return base64.b64decode(text)
         except ValueError:
             pass
-    return text.encode(errors="surrogateescape")
+    return _encoded(text)
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode(errors="surrogateescape")  # bytes that were no UTF-8
+    except UnicodeEncodeError:
+        return text.encode(errors="surrogatepass")  # JSON can name half a character

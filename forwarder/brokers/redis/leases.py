@@ -13,14 +13,15 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
-from redis.exceptions import NoScriptError, ReadOnlyError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from forwarder.brokers.deliveries import Death, Delivery, Waiting
 from forwarder.brokers.redis import scripts
-from forwarder.brokers.redis.dead_letters import letter_parts
+from forwarder.brokers.redis.dead_letters import letter_of, letter_parts
 from forwarder.brokers.redis.grace import Grace
 from forwarder.brokers.redis.intake import TAKE_MAX, Take, Taken, lists_of, read_reply
 from forwarder.brokers.redis.messages import arrival_of
+from forwarder.brokers.redis.refusal import text_of
 from forwarder.brokers.redis.stock import StockLeftovers
 from forwarder.redis_batches import RedisBatches
 
@@ -130,6 +131,7 @@ class RedisLeases:
             message=message,
             redelivered=one.again,
             receipt=one,
+            payload_bytes=len(one.item or b""),
         )
 
     def ack(self, delivery: Delivery) -> bool:
@@ -154,6 +156,19 @@ class RedisLeases:
         """Move the message to the list ``<queue>.dead``."""
         one: Taken = delivery.receipt
         return self._settle(scripts.PUT_ASIDE, delivery, *letter_parts(one.item, one.task_id, death))
+
+    def put_off(self, delivery: Delivery) -> bool:
+        """Put the message at the end of the list that is looked into last; its delivery doesn't count."""
+        return self._settle(scripts.PUT_OFF, delivery, lists_of(delivery.queue)[-1])
+
+    def refusal(self, error: Exception) -> str | None:
+        """Return the server's text, None also where it is a replica: the primary is elsewhere. No IO."""
+        is_answer = isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError)
+        return text_of(cast(ResponseError, error)) if is_answer else None
+
+    def letter(self, delivery: Delivery) -> tuple[str | None, int]:
+        """Return the id and the bytes that the dead letters would show for the message. No IO."""
+        return letter_of(delivery.receipt, delivery.death("", ""))
 
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Extend the leases and return those that are lost.

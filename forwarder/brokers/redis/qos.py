@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kombu.common import PREFETCH_COUNT_MAX  # type: ignore[attr-defined]  # the stubs lack it
 from kombu.transport import virtual
 
 from forwarder.brokers.leases import LeaseBook
@@ -18,13 +19,22 @@ class BookedQoS(virtual.QoS):
 
     channel: Any
 
+    @property
+    def most(self) -> int:
+        """Return how many messages may be held.
+
+        kombu makes 0 of a count that passes its largest, as it does when that many tasks are held until
+        their ETA, each of which raises it: no more are held then.
+        """
+        return self.prefetch_count or PREFETCH_COUNT_MAX
+
     def can_consume(self) -> bool:
         """Return whether there is room for a message."""
-        return not self.prefetch_count or self._book.room(self.prefetch_count) > 0
+        return self._book.room(self.most) > 0
 
-    def can_consume_max_estimate(self) -> int | None:  # type: ignore[override]  # kombu returns None, too
-        """Return the number of messages there is room for; None is no limit."""
-        return self._book.room(self.prefetch_count) if self.prefetch_count else None
+    def can_consume_max_estimate(self) -> int:
+        """Return the number of messages there is room for."""
+        return self._book.room(self.most)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Do nothing: it is registered already."""

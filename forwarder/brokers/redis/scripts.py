@@ -133,6 +133,19 @@ return 1
 """
 )
 
+#: ARGV: queue, lease, the list at whose end the item goes, uncounted. Returns 0 when there is no such lease.
+PUT_OFF = (
+    _QUEUE
+    + """
+local item = redis.call('HGET', unacked, ARGV[2])
+if not item then return 0 end
+redis.call('LPUSH', ARGV[3], item)
+forget(ARGV[2])
+uncount(sha_of(ARGV[2]))
+return 1
+"""
+)
+
 #: ARGV: queue, lease in ms, leases. Returns those that are no more.
 RENEW = (
     _QUEUE

@@ -123,7 +123,7 @@ class LeasedChannel(redis.Channel):
         if self.book is None or not self.active_queues or self.qos.can_consume():
             return True
         wait_s = SLOT_WAIT_S if timeout_s is None else min(timeout_s, SLOT_WAIT_S)
-        return self.book.wait_room(self.qos.prefetch_count, wait_s)
+        return self.book.wait_room(cast(BookedQoS, self.qos).most, wait_s)
 
     @property
     def _leases(self) -> Any:
@@ -166,9 +166,12 @@ class LeasedChannel(redis.Channel):
             self._flush_brpop_reauth()
             if refused is not None:
                 self.refusal.note(refused)
+                self._served(False)
         self._script_known = True
         self._wait_next = not reply and refused is None
         taken: list[Taken] = self._leases.end_take(cast(Take, self._pending), reply)
+        if taken and refused is None:
+            self._served(True)
         for queue in {one.queue for one in taken}:
             self._queue_cycle.rotate(queue)
         return taken
@@ -184,7 +187,12 @@ class LeasedChannel(redis.Channel):
         except Refused as error:
             return error
         self.refusal.end()  # not after a take, which works on a server without memory: it frees some
+        self._served(True)
         return None
+
+    def _served(self, served: bool) -> None:
+        """Note whether the server did what it was asked; while no slot is free it is asked nothing."""
+        cast(LeaseBook, self.book).answered = served
 
     def _deliver(self, taken: list[Taken]) -> None:
         left = list(taken)

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from forwarder.aws_errors import describe, error_code
-from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER
+from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER, read_letter
 from forwarder.brokers.deliveries import Death, Delivery, Waiting
 from forwarder.brokers.sqs.calls import GONE, QueueCalls, sendable, tens
 from forwarder.brokers.sqs.dead_letters import DeadQueues
 from forwarder.brokers.sqs.deletes import DeleteBuffer, Uniform
-from forwarder.brokers.sqs.messages import RawMessage, copy_of, earlier_deliveries
+from forwarder.brokers.sqs.messages import RawMessage, copy_of, earlier_deliveries, open_message
 
 log = logging.getLogger(__name__)
 
@@ -195,6 +195,20 @@ class SqsLeases:
         self._deletes.add(delivery)
         return True
 
+    def put_off(self, delivery: Delivery) -> bool:
+        """Send a copy, which is about the last to be received. Blocks as ``hand_back``."""
+        return not self.hand_back([delivery])
+
+    def refusal(self, error: Exception) -> str | None:
+        """Return SQS's word for what it answered. No IO."""
+        return str(error) if isinstance(error, SettlementRefused) else error_code(error)
+
+    def letter(self, delivery: Delivery) -> tuple[str | None, int]:
+        """Return the id and the bytes that the dead letters would show for the message. No IO."""
+        headers, body = open_message(delivery.receipt)
+        shown = read_letter(headers, body, queue=self._queue)
+        return shown.id, shown.body_bytes
+
     def renew(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Extend the leases of which a third is over; return those that are lost.
 
@@ -268,6 +282,7 @@ class SqsLeases:
             message=message,
             redelivered=DELIVERIES_HEADER in raw.get("MessageAttributes", {}),
             receipt=raw,
+            payload_bytes=len(raw["Body"]),
         )
 
     def _is_live(self, delivery: Delivery) -> bool:

@@ -8,7 +8,6 @@ whether it can be read or not.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import uuid
 from collections.abc import Mapping
@@ -85,6 +84,6 @@ def _open_envelope(text: str) -> tuple[Mapping[str, Any], str]:
         headers, body = envelope["headers"], envelope["body"]
         if envelope["properties"].get("body_encoding") == "base64":
             body = base64.b64decode(body).decode(errors="replace")
-    except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}, text
     return (headers if isinstance(headers, dict) else {}), str(body)

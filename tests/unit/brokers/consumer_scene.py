@@ -29,6 +29,9 @@ class Broker:
         self.recounted = False
         self.again = False
         self.requeued = 0
+        self.shown: tuple[str | None, int] = ("body-0123", 8)
+        self.refuses_letters = False
+        self.went_back = 0
 
     def recount(self, message: Any) -> bool:
         return self.recounted
@@ -48,8 +51,20 @@ class Broker:
         return True
 
     def put_aside(self, delivery: Delivery, death: Death) -> bool:
+        if self.refuses_letters:
+            raise PermissionError
         self.dead.append(death)
         return True
+
+    def put_off(self, delivery: Delivery) -> bool:
+        self.went_back += 1
+        return True
+
+    def refusal(self, error: Exception) -> str | None:
+        return "denied" if isinstance(error, PermissionError) else None
+
+    def letter(self, delivery: Delivery) -> tuple[str | None, int]:
+        return self.shown
 
     def hand_back(self, deliveries: list[Delivery]) -> list[Delivery]:
         self.handed_back += deliveries

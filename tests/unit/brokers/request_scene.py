@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.worker import state
 from celery.worker.request import create_request_cls  # type: ignore[attr-defined]  # the stubs lack it
+from celery.worker.strategy import hybrid_to_proto2  # type: ignore[attr-defined]  # the stubs lack it
 from kombu.message import Message
 
 from forwarder.brokers.deliveries import Death, Delivery
@@ -91,7 +93,12 @@ class Scene:
     ids = itertools.count()
 
     def __init__(
-        self, *, number: int = 1, headers: dict[str, Any] | None = None, slots_are_here: bool = False
+        self,
+        *,
+        number: int = 1,
+        headers: dict[str, Any] | None = None,
+        body: Any = ((SECRET,), {}, {}),
+        slots_are_here: bool = False,
     ) -> None:
         self.leases = FakeLeases(number)
         self.book = LeaseBook(lambda: self.leases)  # type: ignore[arg-type,return-value]
@@ -122,12 +129,12 @@ class Scene:
             )
         )
         self.task = app.tasks["forwarder.forward"]
-        self.request = self._request(app, headers or {})
+        self.request = self._request(app, headers or {}, body)
 
-    def _request(self, app: Celery, headers: dict[str, Any]) -> Any:
+    def _request(self, app: Celery, headers: dict[str, Any], body: Any) -> Any:
         task_id = f"id-{next(self.ids)}"
         message: Any = Message(
-            body='[["payload-text"], {}, {}]',
+            body=json.dumps(body),
             content_type="application/json",
             content_encoding="utf-8",
             headers={"id": task_id, "task": "forwarder.forward", **headers},
@@ -137,7 +144,10 @@ class Scene:
         message.delivery = self.delivery = self.book.open(message)
         eventer = SimpleNamespace(enabled=True, groups=set(), send=lambda kind, **_: self.events.append(kind))
         kind = create_request_cls(ForwardRequest, self.task, self.pool, "here", eventer, app=app)
-        request = kind(message, app=app, hostname="here", eventer=eventer, task=self.task)
+        # As Celery's strategy does, with its function for protocol 1.
+        decoded = hybrid_to_proto2(message, body) if isinstance(body, dict) else (None, None, False, True)
+        options = dict(zip(("body", "headers", "decoded", "utc"), decoded, strict=True))
+        request = kind(message, app=app, hostname="here", eventer=eventer, task=self.task, **options)
         request.in_background = self.background.append
         request.sleep = self.sleeps.append
         request.uniform = lambda low, high: (low + high) / 2

@@ -159,3 +159,38 @@ def test_no_shape_of_a_message_ends_the_worker(scene: Scene, odd: dict[str, Any]
     shape: dict[str, Any] = {"body": b"{}", "properties": {}, "headers": {"id": "a"}, "delivery_info": {}}
     scene.consumer.create_task_handler()(SimpleNamespace(**(shape | odd)))
     assert len(scene.handled) + len(scene.broker.dead) == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "told"),
+    [
+        (("body-0123", 8), "task_id=None letter_id=body-0123 error=None body_bytes=8"),
+        ((None, 7_000_000), "task_id=None letter_id=None error=None body_bytes=7000000"),
+        (("x" * 5000, 8), f"task_id=None letter_id={'x' * 200} error=None body_bytes=8"),
+        ("no such pair", "task_id=None letter_id=None error=None body_bytes=2"),
+    ],
+)
+def test_the_line_of_a_refusal_names_the_dead_letter_and_its_size(
+    scene: Scene, caplog: pytest.LogCaptureFixture, shown: Any, told: str
+) -> None:
+    scene.broker.shown = shown  # the last one is no pair: whatever a broker's part makes of an odd message
+    scene.receive(task_id=None)
+    [line] = [record.getMessage() for record in caplog.records if "message_refused" in record.msg]
+    assert line == f"message_refused code=invalid_message {told}"
+
+
+def test_what_comes_again_because_its_dead_letter_is_refused_is_told_and_counted_as_refused_once(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.broker.refuses_letters = True
+    scene.book._in_background, scene.book._sleep = lambda work: work(), lambda seconds: None
+    scene.receive(task_id=None)
+    scene.broker.again = True
+    for _ in range(3):
+        scene.receive(task_id=None)
+    assert scene.broker.went_back == 4
+    assert scene.concluded == ["requeued"] * 4
+    assert caplog.text.count("message_refused") == 1
+    scene.broker.refuses_letters = False
+    scene.receive(task_id=None)
+    assert scene.concluded[4:] == ["invalid_message"]

@@ -37,6 +37,9 @@ class Broker:
         self.calls.append("ack")
         return True
 
+    def refusal(self, error: Exception) -> str | None:
+        return None
+
     def take_over(self) -> int:
         if self.refuses_sweep:
             raise OSError

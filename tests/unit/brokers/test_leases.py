@@ -46,6 +46,12 @@ class Broker:
         assert death is DEATH
         return self._settle("put_aside", delivery)
 
+    def put_off(self, delivery: Delivery) -> bool:
+        return self._settle("put_off", delivery)
+
+    def refusal(self, error: Exception) -> str | None:
+        return None
+
     def hand_back(self, deliveries: list[Delivery]) -> list[Delivery]:
         return [delivery for delivery in deliveries if not self._settle("hand_back", delivery)]
 
@@ -217,7 +223,12 @@ def test_a_task_that_may_be_to_blame_for_the_end_of_its_lease_is_not(
 
 @pytest.mark.parametrize(
     ("how", "is_pardoned"),
-    [(Settlement.HAND_BACK, True), (Settlement.REQUEUE, False), (Settlement.ACK, False)],
+    [
+        (Settlement.HAND_BACK, True),
+        (Settlement.PUT_OFF, True),
+        (Settlement.REQUEUE, False),
+        (Settlement.ACK, False),
+    ],
 )
 def test_what_could_not_be_settled_under_its_lease_is_pardoned_where_it_was_not_to_count(
     how: Settlement, is_pardoned: bool, broker: Broker, book: LeaseBook, pardoned: list[Delivery]
@@ -239,6 +250,30 @@ def test_payload_bytes_count_from_the_opening_to_the_settlement(book: LeaseBook)
     assert (book.bytes_left(), book.room(4)) == (6, 3)
     book.lose(second)
     assert book.bytes_left() == 10
+
+
+def test_the_bytes_of_what_is_owed_count_until_it_is_settled_or_lost(book: LeaseBook, broker: Broker) -> None:
+    book.admission = Admission(slots_max=4, bytes_max=10)
+    settled, lost = (book.open(SimpleNamespace(tag=tag, headers={}, body=b"12345")) for tag in "12")
+    broker.away = True
+    for delivery in (settled, lost):
+        book.settle(delivery, Settlement.ACK)
+    assert (len(book), book.bytes_left()) == (0, 0)
+    book.lose(lost)
+    assert book.bytes_left() == 5
+    book.settle_owed()
+    assert book.bytes_left() == 5
+    broker.away = False
+    book.settle_owed()
+    assert book.bytes_left() == 10
+
+
+def test_a_message_that_can_not_be_read_has_the_bytes_that_its_broker_tells(broker: Broker) -> None:
+    given = Delivery(tag="1", queue="q", number=1, confirmed_s=0.0, message=message(body=""), payload_bytes=7)
+    broker.receive = lambda message: given  # type: ignore[method-assign]
+    book = LeaseBook(lambda: broker)  # type: ignore[arg-type, return-value]
+    book.open(SimpleNamespace(body="", headers={}))
+    assert book.glance() == ([given], 7)
 
 
 def test_who_waits_for_room_is_woken_by_the_bytes_of_what_ends(book: LeaseBook) -> None:

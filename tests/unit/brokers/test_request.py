@@ -113,11 +113,61 @@ def test_an_id_that_no_result_can_be_stored_under_is_refused_wherever_it_stands(
 
 @pytest.mark.parametrize(
     "headers",
-    [{"stamped_headers": 5}, {"stamped_headers": ["a"], "stamps": 5}, {"eta": "0001-01-01T00:00:00+14:00"}],
+    [
+        {"stamped_headers": 5},
+        {"stamped_headers": [[]]},
+        {"stamped_headers": ["a"], "stamps": 5},
+        {"shadow": [1]},
+        {"eta": "0001-01-01T00:00:00+14:00"},
+    ],
 )
 def test_headers_that_would_cost_a_slot_or_be_logged_are_refused_at_once(headers: dict[str, Any]) -> None:
     with pytest.raises(InvalidTaskError):
         Scene(headers=headers)
+
+
+NO_TASKS: list[Any] = [5, True, "x", {"a": 1}, [1], [[]], [{"args": []}], [{"task": 5}]]
+
+
+@pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain"])
+@pytest.mark.parametrize("follow_up", NO_TASKS)
+def test_what_celery_could_not_send_after_the_task_is_refused_before_it(name: str, follow_up: Any) -> None:
+    """Else the server is asked, and its answer is thrown away. Without the body's own, the headers' count."""
+    with pytest.raises(InvalidTaskError):
+        Scene(body=[[{}], {}, {name: follow_up}])
+    with pytest.raises(InvalidTaskError):
+        Scene(headers={name: follow_up}, body=[[{}], {}, None])
+    with pytest.raises(InvalidTaskError):
+        Scene(body={"args": [{}], "kwargs": {}, name: follow_up})  # protocol 1
+
+
+@pytest.mark.parametrize("chord", [5, "x", [{"task": "t"}], {"a": 1}])
+def test_a_chord_whose_end_is_no_task_is_refused(chord: Any) -> None:
+    with pytest.raises(InvalidTaskError):
+        Scene(body=[[{}], {}, {"chord": chord}])
+
+
+@pytest.mark.parametrize(
+    "embed",
+    [
+        {"callbacks": None, "errbacks": None, "chain": None, "chord": None},
+        {"callbacks": [{"task": "t"}], "errbacks": [], "chain": [{"task": "t"}], "chord": {"task": "t"}},
+    ],
+)
+def test_what_celery_can_send_after_the_task_is_left_alone(embed: dict[str, Any]) -> None:
+    """And nobody looks at a header which the body's own replaces."""
+    request = Scene(headers={"callbacks": 5}, body=[[{}], {}, embed]).request
+    state.task_ready(request)
+
+
+def test_a_slot_in_this_process_gets_the_body_that_celery_makes_of_protocol_1() -> None:
+    scene = Scene(
+        slots_are_here=True, body={"args": [{}], "kwargs": {"a": 1}, "chord": None, "callbacks": None}
+    )
+    scene.request.execute_using_pool(scene.pool)
+    state.task_ready(scene.request)
+    (args, kwargs, _), *rest = scene.pool.sent[0][3:]
+    assert (args, kwargs, rest) == ([{}], {"a": 1}, [None, None])
 
 
 def test_nothing_that_celery_shows_of_a_task_has_its_payload() -> None:

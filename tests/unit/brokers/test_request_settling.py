@@ -10,6 +10,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.exceptions import Ignore, Reject
 from celery.worker import state
 
+from forwarder.brokers.deliveries import Delivery
 from forwarder.forwarding.errors import DeadLettered, InferenceTimeout
 from tests.unit.brokers.request_scene import MAX_DELIVERIES, SECRET, Scene, no_requests_left
 
@@ -27,6 +28,16 @@ def test_a_success_is_acked_through_the_book() -> None:
     assert scene.settled == ["ack"]
     assert scene.events == ["task-started", "task-succeeded"]
     assert len(scene.book) == 0
+
+
+def test_a_slot_that_begins_with_a_message_is_told_once_for_the_numbers() -> None:
+    """Here and not in the slot: a child that is killed takes what it counted along."""
+    scene = Scene()
+    begun: list[Delivery] = []
+    scene.book.begun = begun.append
+    scene.accept()
+    scene.fail(WorkerLostError("exitcode 9"))
+    assert begun == [scene.delivery]
 
 
 def test_a_failure_that_is_stored_is_acked() -> None:

@@ -133,7 +133,6 @@ def test_a_dead_task_fails_before_anything_else_is_done_and_has_its_hooks() -> N
     [(_, meta), (_, completion)] = scene.story
     assert json.loads(meta["result"]["custom"])["code"] == "dead_lettered"
     assert "6 times" in completion.response["error"]
-    assert scene.metrics.value("forwarder_deliveries_total", queue="q", kind="dead") == 1
 
 
 def test_a_dead_task_whose_result_is_there_is_done_and_its_hooks_are_left_alone() -> None:
@@ -150,7 +149,6 @@ def test_a_task_that_was_not_to_blame_for_what_is_above_the_limit_is_run_as_any_
     scene.backend.pardoned = "1"
     scene.deliver({"args": 1}, request_headers={"forwarder_dead": 6}, redelivered=True)
     assert kinds(scene) == ["asked", "stored", "hook"]
-    assert scene.metrics.value("forwarder_deliveries_total", queue="q", kind="redelivered") == 1
 
 
 @pytest.mark.parametrize(("number", "pardoned"), [(7, 1), (26, 20), (26, 1000)])
@@ -201,14 +199,6 @@ def test_only_a_call_that_outlasted_the_lease_looks_a_second_time(takes_s: float
     scene.deliver({"args": 1})
     assert kinds(scene) == ["asked", "stored", "hook"]
     assert scene.backend.reads == reads
-
-
-def test_deliveries_are_counted_by_kind() -> None:
-    scene = Scene(DONE)
-    for redelivered in (False, True, True):
-        scene.deliver({"args": 1}, redelivered=redelivered)
-    assert scene.metrics.value("forwarder_deliveries_total", queue="q", kind="first") == 1
-    assert scene.metrics.value("forwarder_deliveries_total", queue="q", kind="redelivered") == 2
 
 
 def test_started_is_stored_after_the_look_for_the_result_and_never_over_it() -> None:

@@ -199,7 +199,7 @@ def test_expires_is_read_in_utc() -> None:
     assert parse_expires("2026-01-02T04:04:05+01:00") == NOW
 
 
-@pytest.mark.parametrize("expires", ["soon", 5, {}])
+@pytest.mark.parametrize("expires", ["soon", 5, {}, "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
 def test_an_expires_header_that_cant_be_read_is_refused(expires: Any) -> None:
     with pytest.raises(errors.InvalidPayload, match="expires"):
         parse_expires(expires)

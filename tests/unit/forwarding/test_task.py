@@ -68,6 +68,7 @@ class Scene:
         self.metrics = ProcessMetrics()
         self.app = Celery("test", set_as_current=False, broker="memory://")
         self.app.conf.task_queues = [Queue(name) for name in queues]
+        self.app.conf.forwarder_make_queue = lambda name: Queue(name, routing_key=name)
         self.backend = Backend(app=self.app)
         self.backend.story = self.story
         self.app._backend_cache = self.backend  # type: ignore[attr-defined]  # what app.backend returns
@@ -214,7 +215,7 @@ def test_a_task_that_goes_back_is_published_one_retry_older_and_stores_retry_fir
     assert options["retries"] == 5
     assert options["task_id"] == "t1"
     assert options["priority"] == 3
-    assert options["queue"] == "q"
+    assert options["queue"].name == "q"
     assert not {"exchange", "routing_key"} & set(options)
     assert "sqs_message" not in options
     assert SECRET not in options["argsrepr"]
@@ -227,7 +228,17 @@ def test_a_route_that_the_producer_made_up_does_not_lead_the_task_astray(
     """On Redis any exchange and routing key may stand in a message; one that leads nowhere drops it."""
     scene = Scene(GoBack(InferenceBusy("busy")), queues=["other", "another"])
     scene.deliver({"args": 1}, request_headers={"forwarder_queue": "another"})
-    assert published[0]["queue"] == "another"
+    assert published[0]["queue"].name == "another"
+
+
+def test_a_task_goes_back_to_a_queue_that_was_added_after_its_child_was_forked() -> None:
+    scene = Scene(GoBack(InferenceBusy("busy")))
+    scene.app.conf.task_create_missing_queues = False
+    traced = scene.deliver({"args": 1}, retries=1, request_headers={"forwarder_queue": "added"})
+    assert traced.info.state == "IGNORED"
+    with scene.app.connection_for_read() as connection:
+        message: Any = connection.SimpleQueue("added").get_nowait()
+    assert message.headers["retries"] == 2
 
 
 def test_a_task_that_cant_go_back_is_requeued_and_not_published(

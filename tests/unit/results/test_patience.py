@@ -28,7 +28,11 @@ class Outage:
 
     def insist(self, bound_s: float) -> str:
         patience = Patience(
-            bound_s=bound_s, sleep=self.sleep, monotonic=lambda: self.now, uniform=lambda low, high: high
+            bound_s=bound_s,
+            store="redis://store:6379/1",
+            sleep=self.sleep,
+            monotonic=lambda: self.now,
+            uniform=lambda low, high: high,
         )
         return patience.insist(self.step, task_id="t1")
 
@@ -49,6 +53,7 @@ def test_an_outage_is_waited_out_and_logged_when_it_begins_and_ends(caplog: pyte
         "result_store_failing",
         "result_store_recovered",
     ]
+    assert "store=redis://store:6379/1 error=ConnectionError" in caplog.text
     assert "hunter2" not in caplog.text
 
 
@@ -57,7 +62,8 @@ def test_past_the_bound_the_last_error_is_raised(caplog: pytest.LogCaptureFixtur
     with pytest.raises(ConnectionError):
         outage.insist(30.0)
     assert 25.0 <= outage.now <= 30.0
-    assert "result_store_given_up task_id=t1 error=ConnectionError" in caplog.text
+    given_up = "result_store_given_up task_id=t1 store=redis://store:6379/1 error=ConnectionError"
+    assert given_up in caplog.text
 
 
 def test_a_frozen_store_holds_a_slot_for_no_longer_than_the_bound_and_one_try() -> None:

@@ -155,3 +155,12 @@ def test_a_denied_look_for_a_result_names_the_permissions_once(caplog: pytest.Lo
     assert "account" not in line
     s3.missing = S3.exceptions.NoSuchKey()
     assert backend.get("celery-task-meta-t1") is None
+
+
+def test_a_look_at_s3_reads_what_is_not_there_and_raises_what_a_task_would_meet() -> None:
+    s3 = S3()
+    s3_backend(s3).look()
+    assert s3.puts == []
+    s3.missing = _refused("NoSuchBucket", 404)
+    with pytest.raises(ClientError):
+        s3_backend(s3).look()

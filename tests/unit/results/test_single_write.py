@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,3 +181,12 @@ def test_pardons_stand_where_results_do_and_are_not_one(backend: MemoryBackend) 
     backend.pardon("t1")
     assert list(backend.held) == ["celery-task-meta-t1-pardons"]
     assert backend.find("t1-pardons") is None
+
+
+def test_a_look_at_redis_is_a_write_that_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is full, or a replica, answers every read."""
+    sent: list[Any] = []
+    client = SimpleNamespace(set=lambda *args, **options: sent.append((args, options)))
+    monkeypatch.setattr(RedisBackend, "client", client)
+    RedisBackend(url="redis://localhost/0", app=Celery(set_as_current=False)).look()
+    assert sent == [((b"celery-task-meta-forwarder-look", ""), {"xx": True})]

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from forwarder.scaling.admission import INFLIGHT_SHARE, TURN_BYTES, Admission, default_bytes_max
+from forwarder.scaling.admission import EARLY_BYTES, INFLIGHT_SHARE, TURN_BYTES, Admission, default_bytes_max
 
 MIB = 1024 * 1024
 
@@ -52,14 +52,23 @@ def test_tasks_that_wait_for_their_eta_add_to_the_slots_as_celery_counts_them() 
     assert made.room(free=4 + 3 - 3, held=3, payload_bytes=3) == 2
 
 
+def test_what_is_held_beyond_the_slots_costs_more_than_its_body() -> None:
+    """Else nothing bounds how many small tasks with an ETA are held: each raises Celery's count by one."""
+    made = admission(bytes_max=3 * EARLY_BYTES)
+    assert made.room(free=1, held=4 + 2, payload_bytes=6) == 1
+    assert made.room(free=1, held=4 + 3, payload_bytes=7) == 0
+    assert made.bytes_left(held=4, payload_bytes=4) == 3 * EARLY_BYTES - 4
+    assert made.bytes_left(held=4 + 3, payload_bytes=7) == -7
+
+
 def test_a_response_counts_until_its_slot_drops_it() -> None:
     made = admission()
     made.hold_response(10, 60.0)
     made.hold_response(70, 60.0)
-    assert made.bytes_left(20) == 10
+    assert made.bytes_left(held=1, payload_bytes=20) == 10
     made.drop_response()
     made.drop_response()
-    assert made.bytes_left(20) == 80
+    assert made.bytes_left(held=1, payload_bytes=20) == 80
 
 
 def test_each_slot_drops_its_own_response_alone() -> None:
@@ -91,10 +100,15 @@ class Crowd:
         self.admission = Admission(slots_max=4, bytes_max=bytes_max, sleep=self._waits.append)
 
     def hold(self, slot: str, number: int, within_s: float = 10.0) -> float:
-        """Hold so many bytes in a slot; return for how many seconds it waited."""
+        """Hold so many bytes in a slot; return for how many seconds it waited, be it in vain."""
         self._waits.clear()
         with mock.patch("threading.get_ident", return_value=slot):
-            self.admission.hold_response(number, within_s)
+            try:
+                self.admission.hold_response(number, within_s)
+            except TimeoutError:
+                assert sum(self._waits) >= within_s
+            else:
+                assert sum(self._waits) < within_s
         return round(sum(self._waits), 6)
 
     def drop(self, slot: str) -> None:

@@ -18,8 +18,10 @@ class Scene:
         self.admission = Admission(slots_max=10, bytes_max=100)
         self.used = 0
         self.held = 10
+        self.ended = 0
         self.trims = 0
         self.freed_by_trim = 0
+        self.collections = 0
         self.ticks = 0
         self.looks_left = 0
         self.error: Exception | None = None
@@ -29,10 +31,13 @@ class Scene:
             high=0.7,
             used_bytes=self.used_bytes,
             held=lambda: self.held,
+            running=lambda: self.held,
+            ended=lambda: self.ended,
             ticked=self.tick,
             unforked=contextlib.nullcontext(),
             lowers=lowers,
             trim=self.trim,
+            collect=self.collect,
         )
 
     def used_bytes(self) -> int:
@@ -44,6 +49,9 @@ class Scene:
         self.trims += 1
         self.used -= self.freed_by_trim
 
+    def collect(self) -> None:
+        self.collections += 1
+
     def tick(self) -> None:
         self.ticks += 1
         self.looks_left -= 1
@@ -52,6 +60,7 @@ class Scene:
 
     def rounds(self, number: int) -> None:
         for _ in range(number):
+            self.ended += self.admission.slots_max  # tasks are short
             self.guard.round()
 
 
@@ -72,7 +81,7 @@ def test_concurrency_falls_above_the_soft_limit_and_comes_back_under_it(
     assert (scene.admission.open_slots, scene.trims, lines(caplog)) == (10, 0, [])
     scene.used = 80
     scene.rounds(3)
-    assert scene.admission.open_slots == 5
+    assert scene.admission.open_slots == 1
     scene.used = 30
     scene.rounds(5)
     assert scene.admission.open_slots == 10
@@ -85,6 +94,17 @@ def test_what_only_the_allocator_still_holds_costs_no_slots() -> None:
     scene.used, scene.freed_by_trim = 80, 40
     scene.rounds(1)
     assert (scene.admission.open_slots, scene.trims) == (10, 1)
+
+
+def test_garbage_is_collected_only_where_tasks_have_ended_since() -> None:
+    scene = Scene()
+    scene.rounds(2)
+    assert scene.collections == 0
+    scene.used = 80
+    for ended in (5, 5, 6, 6):
+        scene.ended = ended
+        scene.guard.round()
+    assert scene.collections == 2
 
 
 def test_where_a_free_slot_frees_nothing_the_limit_is_only_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -124,7 +144,7 @@ def test_an_error_in_a_look_neither_ends_the_guard_nor_what_follows_its_tick(
     assert lines(caplog) == ["memory_guard_failed"] * 2
     scene.error, scene.used = None, 80
     scene.rounds(1)
-    assert scene.admission.open_slots == 8
+    assert scene.admission.open_slots == 1
 
 
 def test_an_error_in_the_tick_does_not_end_the_guard(
@@ -134,7 +154,7 @@ def test_an_error_in_the_tick_does_not_end_the_guard(
     monkeypatch.setattr(scene.guard, "_ticked", Mock(side_effect=RuntimeError))
     scene.used = 80
     scene.rounds(3)
-    assert scene.admission.open_slots == 5
+    assert scene.admission.open_slots == 1
     assert lines(caplog) == ["memory_soft_limit_passed", "memory_guard_failed"]
 
 

@@ -7,10 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from amqp.exceptions import NotFound
+from amqp.exceptions import AccessRefused, MessageNacked, NotFound, RecoverableConnectionError
 
 from forwarder.brokers.amqp.leases import AmqpLeases
-from forwarder.brokers.dead_letters import DEATH_HEADER, DELIVERIES_HEADER
+from forwarder.brokers.dead_letters import (
+    DEATH_HEADER,
+    DELIVERIES_HEADER,
+    NoSuchQueue,
+    read_letter,
+    with_death,
+)
 from forwarder.brokers.deliveries import Death, Delivery, Waiting
 
 DEATH = Death(
@@ -43,12 +49,15 @@ class FakeCopies:
     """Records copies, or fails to take them."""
 
     fails: bool = False
+    answer: Exception | None = None
     made: list[tuple[str, dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     closed: bool = False
 
     def publish(self, queue: str, raw: Any, *, headers: dict[str, Any], **options: Any) -> None:
         if self.fails:
             raise TimeoutError("hunter2")
+        if self.answer is not None:
+            raise self.answer
         self.made.append((queue, headers, options))
 
     def waiting(self, queue: str) -> int:
@@ -210,6 +219,32 @@ def test_an_original_is_never_acked_without_its_copy(
     assert not channel.sent
 
 
+def test_what_is_put_off_goes_to_the_end_of_its_queue_and_does_not_count(
+    leases: AmqpLeases, channel: Channel, copies: FakeCopies
+) -> None:
+    assert leases.put_off(take(leases, message(channel, x_forwarder_deliveries=2)))
+    assert copies.made == [("q", {"id": "t1", DELIVERIES_HEADER: 2}, {})]
+    assert channel.sent == [("ack", 1)]
+
+
+def test_what_a_full_queue_takes_no_copy_of_goes_back_to_its_place(
+    leases: AmqpLeases, channel: Channel, copies: FakeCopies, caplog: pytest.LogCaptureFixture
+) -> None:
+    delivery = take(leases, message(channel))
+    copies.answer = MessageNacked()
+    assert leases.hand_back([delivery]) == []
+    assert leases.hand_back([delivery]) == []
+    assert channel.sent == [("requeue", 1)]
+    assert "hand_back_counts queue=q error=MessageNacked" in caplog.text
+
+
+def test_an_answer_is_a_refusal_and_its_absence_is_none(leases: AmqpLeases) -> None:
+    for error in (MessageNacked(), AccessRefused(), NoSuchQueue("q.dead")):
+        assert leases.refusal(error) == type(error).__name__
+    for absence in (TimeoutError(), RecoverableConnectionError(), OSError()):
+        assert leases.refusal(absence) is None
+
+
 def test_a_dead_letter_has_its_reason_and_no_end_of_its_own(
     leases: AmqpLeases, channel: Channel, copies: FakeCopies
 ) -> None:
@@ -258,3 +293,14 @@ def test_what_a_stop_has_handed_back_is_no_trouble_to_whoever_comes_later(
     assert not delivery.blamed
     assert leases.hand_back([delivery]) == []
     assert len(copies.made) == 1
+
+
+@pytest.mark.parametrize("named", ["t1", None])
+def test_a_letter_is_told_by_the_id_and_size_that_the_dead_letters_show(
+    leases: AmqpLeases, channel: Channel, named: str | None
+) -> None:
+    received = message(channel, task_id=named)
+    received.raw = SimpleNamespace(body=b"\x1f\x8b raw")  # not what kombu unpacked of it
+    dead = read_letter(with_death(received.headers, DEATH), received.raw.body, queue="q")
+    assert leases.letter(leases.receive(received)) == (dead.id, 6)
+    assert dead.id.startswith("t1" if named else "body-")

@@ -13,7 +13,7 @@ from kombu import Connection, Consumer, Queue
 from forwarder.brokers.amqp.prefetch import CONSUMERS_MAX, LOOKS, Prefetch, beside
 from forwarder.brokers.deliveries import Delivery, Settlement
 from forwarder.brokers.leases import LeaseBook
-from forwarder.scaling.admission import Admission
+from forwarder.scaling.admission import EARLY_BYTES, Admission
 
 BUDGET = 1000
 #: The largest that a message may have, in proportion to it.
@@ -202,7 +202,7 @@ def test_slots_that_close_and_open_are_followed_though_all_are_busy_with_one_res
 
 
 def test_a_slot_that_came_for_a_while_goes_without_the_others() -> None:
-    broker = Broker()
+    broker = Broker(budget=2 * EARLY_BYTES)
     broker.settle()
     cancelled = broker.cancelled
     for _ in range(5):
@@ -214,6 +214,15 @@ def test_a_slot_that_came_for_a_while_goes_without_the_others() -> None:
         assert broker.settle() == 10
     assert broker.cancelled - cancelled == 5
     assert broker.consumer.consuming
+
+
+def test_tasks_that_wait_for_their_eta_end_with_the_budget_however_small_they_are() -> None:
+    broker = Broker(budget=100 * EARLY_BYTES)
+    for _ in range(400):
+        broker.slots = 10 + len(broker.book)  # as Celery has it while all wait
+        broker.push()
+        broker.adjust()
+    assert 110 <= len(broker.book) <= 140  # the budget, and what the count had grown by last
 
 
 def test_a_single_slot_more_waits_for_others_a_little() -> None:

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, NoPermissionError, ReadOnlyError, ResponseError
 
 from forwarder.brokers.deliveries import Delivery
 from forwarder.brokers.keeper import ROUND_S_MAX
 from forwarder.brokers.redis import scripts
 from forwarder.brokers.redis.grace import grace_s
-from forwarder.brokers.redis.intake import list_for
+from forwarder.brokers.redis.intake import list_for, lists_of
 from forwarder.brokers.redis.leases import SWEEP_MAX, RedisLeases
 from forwarder.brokers.redis.stock import EVERY_S, PAGE, PAGES_MAX, StockLeftovers
 
@@ -52,7 +52,7 @@ class Server:
             self.reopened += 1
             self.leases.add(f"new-{self.reopened}")
             return f"new-{self.reopened}".encode()
-        if script in (scripts.ACK, scripts.GIVE_BACK):
+        if script in (scripts.ACK, scripts.GIVE_BACK, scripts.PUT_OFF):
             held = args[1] in self.leases
             self.leases.discard(args[1])
             return int(held)
@@ -125,6 +125,23 @@ def test_a_delivery_carries_the_time_at_which_it_was_asked_for(
     (one,) = leases.end_take(take, [[0, b"1:p:x", 1, 0, None, 5000, b"an-id"]])
     assert (one.taken_s, one.item, one.item_bytes, one.task_id) == (1000.0, None, 5000, "an-id")
     assert arguments[:3] == [10, 60_000, 1000]
+
+
+def test_an_item_that_can_not_be_read_has_its_bytes(leases: RedisLeases, server: Server) -> None:
+    assert deliver(leases, server).payload_bytes == len("item")
+
+
+def test_an_answer_is_a_refusal_and_its_absence_is_none(leases: RedisLeases) -> None:
+    assert leases.refusal(NoPermissionError("no rights")) == "NoPermissionError: no rights"
+    for absence in (ReadOnlyError(), BusyLoadingError(), OSError()):
+        assert leases.refusal(absence) is None
+
+
+def test_what_is_put_off_goes_to_the_list_that_is_looked_into_last(
+    leases: RedisLeases, server: Server
+) -> None:
+    assert leases.put_off(deliver(leases, server))
+    assert server.calls[-1] == (scripts.PUT_OFF, ("q", f"1:p:{SHA}", lists_of("q")[-1]))
 
 
 def test_a_missing_lease_is_lost_while_the_server_runs_on(leases: RedisLeases, server: Server) -> None:

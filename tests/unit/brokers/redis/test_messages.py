@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -43,6 +44,7 @@ def test_the_arrival_is_the_second_argument_by_place_or_by_name(arrival: object)
         ).encode(),
         b"[" * 100_000,
     ],
+    ids=itertools.count(),  # one of them is made anew in each process
 )
 def test_what_tells_no_arrival_is_no_error(waiting: bytes) -> None:
     assert arrival_of(waiting) is None

@@ -124,3 +124,42 @@ def test_a_server_that_refuses_writes_is_no_connection() -> None:
 
     with pytest.raises(ConnectionError, match="OutOfMemoryError"):
         require_writes(Full())
+
+
+OUT_OF_MEMORY = ResponseError("OOM command not allowed")
+
+
+@pytest.mark.parametrize(
+    ("before", "wait", "take", "served"),
+    [
+        (True, OUT_OF_MEMORY, None, False),
+        (True, OUT_OF_MEMORY, [b"one"], False),
+        (True, None, OUT_OF_MEMORY, False),
+        (False, None, None, True),
+        (False, "no wait", [b"one"], True),
+        (False, "no wait", None, False),  # which a server without memory answers, too
+    ],
+)
+def test_a_server_that_refuses_counts_as_away_until_it_takes_a_write_or_hands_out_a_message(
+    before: bool, wait: object, take: object, served: bool
+) -> None:
+    replies = [take] if wait == "no wait" else [wait, take]
+
+    def parse(_connection: object, _command: str) -> object:
+        reply = replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    channel: Any = LeasedChannel.__new__(LeasedChannel)
+    taken = [SimpleNamespace(queue="q") for _ in (take if isinstance(take, list) else [])]
+    leases = SimpleNamespace(end_take=lambda *_: taken)
+    channel.book = SimpleNamespace(answered=before, leases=leases)
+    channel.client = SimpleNamespace(connection=None, parse_response=parse)
+    channel.refusal = Refusal(lambda: 0.0)
+    channel.connection_errors = (ConnectionError,)
+    channel._queue_cycle = SimpleNamespace(rotate=lambda queue: None)
+    channel._flush_brpop_reauth = lambda: None
+    channel._waiting, channel._pending = wait != "no wait", None
+    channel._read_reply()
+    assert channel.book.answered is served

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import kombu.common
 import pytest
+from kombu.common import PREFETCH_COUNT_MAX  # type: ignore[attr-defined]  # the stubs lack it
 from kombu.transport import redis, virtual
 from kombu.utils import json as kombu_json
 
@@ -54,14 +56,23 @@ def book_with(held: int) -> LeaseBook:
 
 @pytest.mark.parametrize(
     ("slots", "held", "may", "free"),
-    [(4, 3, True, 1), (4, 4, False, 0), (4, 6, False, 0), (0, 99, True, None)],
+    [(4, 3, True, 1), (4, 4, False, 0), (4, 6, False, 0)],
 )
-def test_free_slots_are_counted_by_what_the_book_holds(
-    slots: int, held: int, may: bool, free: int | None
-) -> None:
+def test_free_slots_are_counted_by_what_the_book_holds(slots: int, held: int, may: bool, free: int) -> None:
     qos = BookedQoS(SimpleNamespace(book=book_with(held)), slots)  # type: ignore[arg-type]
     assert qos.can_consume() is may
     assert qos.can_consume_max_estimate() == free
+
+
+def test_a_count_that_kombu_calls_unlimited_is_its_largest() -> None:
+    """So many tasks that are held until their ETA must not take away the limit for all others."""
+    qos = BookedQoS(SimpleNamespace(book=book_with(9)))  # type: ignore[arg-type]
+    count = kombu.common.QoS(lambda **told: vars(qos).update(told), PREFETCH_COUNT_MAX)
+    count.increment_eventually()
+    count.update()
+    assert qos.prefetch_count == 0
+    assert qos.can_consume()
+    assert qos.can_consume_max_estimate() == PREFETCH_COUNT_MAX - 9
 
 
 @pytest.mark.parametrize("number", [1, 2])
