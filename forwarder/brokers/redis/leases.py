@@ -84,14 +84,14 @@ class RedisLeases:
         return f"forwarder:{{{queue}}}:intake:{self._process}"
 
     def begin_take(
-        self, queues: Sequence[str], lists: Sequence[str], most: int | None, bytes_left: int
+        self, queues: Sequence[str], lists: Sequence[str], most: int, bytes_left: int
     ) -> tuple[Take, list[Any]]:
-        """Return a take and the arguments of its script; without a ``most``, as many as one may have.
+        """Return a take of at most so many messages and the arguments of its script.
 
         It ends with the message that makes it ``bytes_left`` or more.
         """
         self._queues.update(dict.fromkeys(queues))  # one that remote control added is swept, too
-        most = TAKE_MAX if most is None else min(most, TAKE_MAX)
+        most = min(most, TAKE_MAX)
         take = Take(queues=queues, lists=lists, most=most, sent_s=self._monotonic(), run=self._run)
         together = max(1, min(bytes_left, self._message_bytes_max))
         head = [most, self._lease_ms, self._message_bytes_max, together, self._process, len(queues)]

@@ -120,7 +120,7 @@ def deliver(leases: RedisLeases, server: Server, lease: str = f"1:p:{SHA}") -> D
 def test_a_delivery_carries_the_time_at_which_it_was_asked_for(
     leases: RedisLeases, server: Server, clock: Clock
 ) -> None:
-    take, arguments = leases.begin_take(["q"], ["q"], None, 1000)
+    take, arguments = leases.begin_take(["q"], ["q"], 100, 1000)
     clock.now += 7
     (one,) = leases.end_take(take, [[0, b"1:p:x", 1, 0, None, 5000, b"an-id"]])
     assert (one.taken_s, one.item, one.item_bytes, one.task_id) == (1000.0, None, 5000, "an-id")
