@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,10 +135,20 @@ def test_litserve_does_not_notice_a_cancel_and_serves_the_next_one_after_it(scen
 def test_triton_s_full_queue_is_busy_and_the_task_is_tried_again_until_there_is_room(scene: Scene) -> None:
     """Somebody else's requests run (four) and wait (four); one more is refused with 503."""
     slow, quick = tensors([0.0], sleep_s=4.0), tensors([0.0], sleep_s=0.0)
-    with ThreadPoolExecutor(max_workers=12) as others:  # some of them are refused themselves
+    full = threading.Event()
+
+    def occupy() -> None:
+        """Ask again and again: some are refused themselves, and others end before all have begun."""
+        while not full.wait(0.1):
+            post(scene.server, slow)
+
+    with ThreadPoolExecutor(max_workers=12) as others:
         for _ in range(12):
-            others.submit(post, scene.server, slow)
-        wait_until(lambda: post(scene.server, quick) == http.client.SERVICE_UNAVAILABLE)
+            others.submit(occupy)
+        try:
+            wait_until(lambda: post(scene.server, quick) == http.client.SERVICE_UNAVAILABLE)
+        finally:
+            full.set()
         status, body = scene.answer(scene.send(**tensors([7.0], sleep_s=0.0)))
     assert (status, body["outputs"][0]["data"]) == (200, [7.0])
 
