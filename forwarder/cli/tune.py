@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from forwarder.cli.extras import require
 from forwarder.cli.options import SettingsCommand, with_options, with_settings
 from forwarder.cli.wrapping import terminal_width
 from forwarder.inference import readiness
+from forwarder.inference.connecting import connect
 from forwarder.scaling.container import MIB, container_limit_bytes
 from forwarder.settings import Resolved, Settings
 from forwarder.settings.redact import without_password
@@ -133,7 +133,7 @@ def _connect(url: str) -> None:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname or "", port), timeout=HEALTH_TIMEOUT_S).close()
+        connect(parts.hostname or "", port, HEALTH_TIMEOUT_S).close()
     except OSError as error:
         raise tasks.Unreachable(
             f"the inference server can't be reached at {without_password(url)} ({type(error).__name__}); "

@@ -99,8 +99,9 @@ class MemoryGuard(threading.Thread):
 
     def _follow_memory(self) -> None:
         share = self._share()
-        if self._lowers and (share >= self._soft.high or self._passed):
-            self._free()
+        above = share >= self._soft.high
+        if self._lowers and (above or self._passed):
+            self._free(garbage=above)
             share = self._share()
         passed = share >= self._soft.high
         if self._lowers:
@@ -115,9 +116,12 @@ class MemoryGuard(threading.Thread):
                 share, self._limit_bytes, self._soft.cap,
             )  # fmt: skip
 
-    def _free(self) -> None:
-        """Give back what no task holds, which would count as what the tasks need."""
-        if (ended := self._ended()) != self._ended_collected:
+    def _free(self, *, garbage: bool) -> None:
+        """Give back what no task holds, which would count as what the tasks need.
+
+        ``garbage`` is looked for too, which holds the loop up: only where no slot is filled anyway.
+        """
+        if garbage and (ended := self._ended()) != self._ended_collected:
             # An error that refers to itself holds all that its frames did, and so tasks' bodies, until then.
             self._ended_collected = ended
             self._collect()

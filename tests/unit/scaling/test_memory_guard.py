@@ -105,6 +105,10 @@ def test_garbage_is_collected_only_where_tasks_have_ended_since() -> None:
         scene.ended = ended
         scene.guard.round()
     assert scene.collections == 2
+    scene.used = 60
+    scene.ended = 7
+    scene.guard.round()
+    assert (scene.collections, scene.trims) == (2, 5), "below the mark the loop is not held up for it"
 
 
 def test_where_a_free_slot_frees_nothing_the_limit_is_only_told(caplog: pytest.LogCaptureFixture) -> None:
